@@ -1,0 +1,1 @@
+"""The DreamBooth benchmark: cases, embedders, metrics, generation and scoring."""
