@@ -1,0 +1,51 @@
+"""Two-colour surface patterns as boolean masks, coarse enough to survive an 8x downsampling autoencoder."""
+
+from __future__ import annotations
+
+import numpy as np
+
+PATTERNS: tuple[str, ...] = (
+    "plain", "stripes", "halves", "checks", "dots", "rings", "zigzag", "patches", "diamonds", "stars",
+)  # fmt: skip
+
+
+def pattern_mask(pattern: str, period: float, angle: float, width: int) -> np.ndarray:
+    """Where the pattern colour covers the main colour on a square surface.
+
+    period: one repeat as a fraction of the square's side; angle: degrees; width: pixels.
+    Returns (width, width) bool. Raises ValueError for an unknown pattern.
+    """
+    if pattern not in PATTERNS:
+        raise ValueError(f"unknown pattern {pattern!r}; choose one of {', '.join(PATTERNS)}")
+    axis = (np.arange(width, dtype=np.float32) + 0.5) / width - 0.5
+    cos, sin = np.float32(np.cos(np.radians(angle))), np.float32(np.sin(np.radians(angle)))
+    u = (cos * axis[None, :] + sin * axis[:, None]) / np.float32(period)
+    v = (cos * axis[:, None] - sin * axis[None, :]) / np.float32(period)
+    if pattern == "plain":
+        return np.zeros((width, width), dtype=bool)
+    if pattern == "stripes":
+        return _fraction(u) < 0.5
+    if pattern == "halves":
+        return u > 0.06
+    if pattern == "checks":
+        return (_fraction(u) < 0.5) ^ (_fraction(v) < 0.5)
+    if pattern == "zigzag":
+        return _fraction(u + 0.8 * np.abs(_fraction(v * 0.8) - 0.5)) < 0.5
+    if pattern == "diamonds":
+        return np.abs(_fraction(u) - 0.5) + np.abs(_fraction(v * 0.7) - 0.5) < 0.36
+    if pattern == "rings":
+        return _fraction(np.sqrt(u * u + v * v) + 0.25) < 0.5
+    if pattern == "patches":
+        return np.sin(3.1 * u + 1.9 * np.sin(2.3 * v)) + np.sin(3.6 * v + 1.3 * np.sin(1.7 * u)) > 0.25
+    # dots and stars sit on a lattice whose odd rows are shifted by half a period
+    row = np.floor(v)
+    x = _fraction(u + 0.5 * (row % 2)) - 0.5
+    y = v - row - 0.5
+    if pattern == "dots":
+        return x * x + y * y < 0.1
+    return np.sqrt(x * x + y * y) < 0.33 + 0.13 * np.cos(5 * np.arctan2(x, -y))
+
+
+def _fraction(values: np.ndarray) -> np.ndarray:
+    """The fractional part, in [0, 1)."""
+    return values - np.floor(values)
