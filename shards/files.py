@@ -1,0 +1,186 @@
+"""Durable files: temporary name, sync, rename; exclusive creation; deterministic JSON lines and tar members."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import io
+import json
+import os
+import re
+import tarfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, BinaryIO
+
+KEY_PATTERN = re.compile(r"[0-9a-z_-]{1,80}")
+TEMPORARY = ".tmp-"
+
+
+def reached(point: str) -> None:
+    """Do nothing: tests put a function here that kills the process at a named point of a write."""
+
+
+def checked_key(key: object) -> str:
+    """Return `key` if it may name a record's files; WebDataset splits names at dots and tar names may hold paths.
+
+    Raises ValueError for anything but 1 to 80 characters out of `0-9a-z_-`.
+    """
+    if not isinstance(key, str) or not KEY_PATTERN.fullmatch(key):
+        raise ValueError(f"record key {key!r} is not made of 1 to 80 of the characters 0-9 a-z _ -")
+    return key
+
+
+def json_line(record: Mapping[str, Any]) -> bytes:
+    """One record as canonical UTF-8 JSON with a newline: sorted keys, no spaces, NaN refused with ValueError."""
+    text = json.dumps(record, ensure_ascii=False, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    # A lone surrogate has no UTF-8 form; its backslash escape is valid JSON for the same string.
+    return text.encode("utf-8", "backslashreplace") + b"\n"
+
+
+def read_json_lines(path: Path) -> Iterator[dict[str, Any]]:
+    """Yield the records of a JSON-lines file; raises ValueError with the line's number where one is broken."""
+    with path.open("rb") as file:
+        for number, line in enumerate(file, 1):
+            try:
+                yield json.loads(line)
+            except ValueError as error:
+                raise ValueError(f"{path}, line {number}: not JSON ({error})") from None
+
+
+def sha256_of(path: Path) -> str:
+    """SHA-256 of a file's bytes as 64 hex digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def sync_folder(folder: Path) -> None:
+    """Make renames, links and removals inside `folder` durable."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def temporary_beside(path: Path) -> Path:
+    """A name beside `path` that no other process uses, on this machine or another, and no reader takes for a shard."""
+    return path.with_name(f"{path.name}{TEMPORARY}{os.getpid()}-{os.urandom(4).hex()}")
+
+
+def remove_leftovers(path: Path) -> None:
+    """Remove the temporary files that dead processes left beside `path`; those of living ones are locked and stay."""
+    for leftover in path.parent.glob(f"{path.name}{TEMPORARY}*"):
+        try:
+            with leftover.open("rb") as file:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                leftover.unlink()
+        except (BlockingIOError, FileNotFoundError):
+            continue
+
+
+def write_exclusively(path: Path, content: bytes) -> bool:
+    """Create `path` with its whole content or not at all; False if it exists already.
+
+    A hard link is the one operation that is both atomic and exclusive on local and network file systems.
+    """
+    temporary = temporary_beside(path)
+    with temporary.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    try:
+        os.link(temporary, path)
+    except FileExistsError:
+        return False
+    finally:
+        temporary.unlink()
+    sync_folder(path.parent)
+    return True
+
+
+class HashingFile:
+    """A file opened for writing that counts and hashes what passes, so that no shard is read again for its checksum."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.size = 0
+        self._file: BinaryIO = path.open("wb")
+        # Held until the file is closed or its process is dead, so that leftovers can be told from work in progress.
+        fcntl.flock(self._file, fcntl.LOCK_EX)
+        self._sha256 = hashlib.sha256()
+
+    def write(self, content: bytes) -> int:
+        """Append bytes."""
+        self._sha256.update(content)
+        self.size += len(content)
+        return self._file.write(content)
+
+    def sync(self) -> None:
+        """Make all bytes written so far durable."""
+        self._file.flush()
+        os.fsync(self._file.fileno())
+
+    def close(self) -> None:
+        """Close the file and let go of its lock."""
+        self._file.close()
+
+    @property
+    def sha256(self) -> str:
+        """Checksum of the bytes written so far, 64 hex digits."""
+        return self._sha256.hexdigest()
+
+
+def add_member(tar: tarfile.TarFile, name: str, content: bytes) -> None:
+    """Append a member whose header holds nothing but its name and size: no time, owner or host."""
+    member = tarfile.TarInfo(name)
+    member.size = len(content)
+    member.mode = 0o644
+    tar.addfile(member, io.BytesIO(content))
+
+
+def tar_members(path: Path) -> list[tuple[str, int, int]]:
+    """Names, byte offsets and sizes of a tar's members; ValueError if one is not a plain file or is cut short."""
+    members = []
+    try:
+        with tarfile.open(path, "r:") as tar:
+            for member in tar:
+                if not member.isreg() or "/" in member.name or member.name.startswith("."):
+                    raise ValueError(f"{path}: member {member.name!r} is not a plain file of a shard")
+                members.append((member.name, member.offset_data, member.size))
+    except tarfile.TarError as error:
+        raise ValueError(f"{path}: not a readable tar ({error})") from None
+    if members and members[-1][1] + members[-1][2] > path.stat().st_size:
+        raise ValueError(f"{path}: cut short in {members[-1][0]}")
+    return members
+
+
+def group_members(path: Path) -> dict[str, dict[str, tuple[int, int]]]:
+    """A tar shard's records: key -> extension ("jpg", "mask.png", ...) -> (offset, size), in the order of the file.
+
+    Raises ValueError for hostile keys, and for a record that appears twice or in two places.
+    """
+    records: dict[str, dict[str, tuple[int, int]]] = {}
+    previous = None
+    for name, offset, size in tar_members(path):
+        key, _, extension = name.partition(".")
+        if checked_key(key) != previous and key in records:
+            raise ValueError(f"{path}: record {key} appears twice")
+        if extension in records.setdefault(key, {}):
+            raise ValueError(f"{path}: {name} appears twice")
+        records[key][extension] = (offset, size)
+        previous = key
+    return records
+
+
+def read_tar_records(path: Path, extensions: tuple[str, ...] | None = None) -> Iterator[tuple[str, dict[str, bytes]]]:
+    """Yield (key, extension -> bytes) of a tar shard in file order, of the named extensions or of all."""
+    records = group_members(path)
+    with path.open("rb") as file:
+        for key, parts in records.items():
+            content = {}
+            for extension, (offset, size) in parts.items():
+                if extensions is None or extension in extensions:
+                    file.seek(offset)
+                    content[extension] = file.read(size)
+            yield key, content

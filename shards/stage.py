@@ -1,0 +1,266 @@
+"""The one mechanism by which every stage turns input shards into an output shard, restartable at any point."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+import tarfile
+import time
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from shards import files
+from shards.files import HashingFile, add_member, checked_key, json_line
+from shards.markers import FileState, Marker, marker_path, read_marker, rejects_path
+
+State = Literal["done", "missing", "stale"]
+
+
+@dataclass(frozen=True)
+class StageSpec:
+    """What determines a stage's output besides its inputs.
+
+    `version` is bumped by hand when the stage's code changes what it writes; `settings` are the content settings (not
+    device or batch size); `models` maps a role to the identity of its weights; `suffix` is ".jsonl" or ".tar".
+    """
+
+    name: str
+    version: int
+    settings: Mapping[str, Any]
+    models: Mapping[str, str] = field(default_factory=dict)
+    suffix: Literal[".jsonl", ".tar"] = ".jsonl"
+
+    def path(self, run: Path, index: int) -> Path:
+        """The stage's shard file number `index` in a run folder."""
+        return run / self.name / f"{index:05d}{self.suffix}"
+
+
+@dataclass(frozen=True)
+class ShardPlan:
+    """One shard to be: its place, and the recipe whose digest decides whether what lies there is up to date."""
+
+    path: Path
+    spec: StageSpec
+    index: int
+    inputs: tuple[Path, ...]
+    recipe: dict[str, Any]
+    records_in: int | None
+    unfinished: tuple[str, ...]
+
+    @property
+    def name(self) -> str:
+        """Stage and shard as people read them: "images/00003"."""
+        return f"{self.spec.name}/{self.index:05d}"
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the recipe, 64 hex digits."""
+        return hashlib.sha256(json.dumps(self.recipe, sort_keys=True).encode()).hexdigest()
+
+    def state(self) -> State:
+        """Whether the shard lies there, made by this recipe and untouched ("done"), or has to be made."""
+        marker = read_marker(self.path)
+        if marker is None:
+            return "missing"
+        return "done" if not self._differences(marker) else "stale"
+
+    def changes(self) -> list[str]:
+        """Why the shard has to be made, one line a reason; empty if it is done."""
+        marker = read_marker(self.path)
+        return [f"{self.name}: not made yet"] if marker is None else self._differences(marker)
+
+    def _differences(self, marker: Marker) -> list[str]:
+        lines = [f"{self.name}: input {name} is not finished" for name in self.unfinished]
+        if marker.digest != self.digest:
+            before, after = _flat(marker.recipe), _flat(self.recipe)
+            for name in sorted(before.keys() | after.keys()):
+                if before.get(name) == after.get(name) or name.removeprefix("inputs.") in self.unfinished:
+                    continue
+                label, old, new = (
+                    f"{self.spec.name}.{name.removeprefix('settings.')}",
+                    before.get(name),
+                    after.get(name),
+                )
+                lines.append(f"{label}: {_short(name, old)} -> {_short(name, new)}")
+        for file, expected in ((self.path, marker.shard), (rejects_path(self.path), marker.rejects)):
+            if not expected.matches(file):
+                lines.append(f"{self.name}: {file.name} is {'torn or altered' if file.exists() else 'gone'}")
+        return lines
+
+    @contextlib.contextmanager
+    def writing(
+        self, execution: Mapping[str, Any] | None = None, records_in: int | None = None
+    ) -> Iterator[ShardWriter]:
+        """Write the shard: all of it with its marker, or, after an exception or a kill, nothing.
+
+        `records_in` defaults to the first input's number of records; the accounts must come out at it. `execution`
+        is recorded in the marker beside the seconds taken. Raises ValueError if an input is not finished.
+        """
+        records_in = self.records_in if records_in is None else records_in
+        if self.unfinished or records_in is None:
+            raise ValueError(f"{self.name}: its input {', '.join(self.unfinished) or 'count'} is not finished")
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        for file in (self.path, rejects_path(self.path), marker_path(self.path)):
+            files.remove_leftovers(file)
+        writer = ShardWriter(self, records_in, dict(execution or {}))
+        try:
+            yield writer
+            writer.commit()
+        finally:
+            writer.discard()
+
+
+class ShardWriter:
+    """Takes a stage's records, each to be added or rejected exactly once, and commits them as a shard."""
+
+    def __init__(self, plan: ShardPlan, records_in: int, execution: dict[str, Any]) -> None:
+        self.plan = plan
+        self.records_in = records_in
+        self.marker: Marker | None = None
+        self._execution = execution
+        self._started = time.perf_counter()
+        self._keys: set[str] = set()
+        self._rejected: Counter[str] = Counter()
+        self._data = HashingFile(files.temporary_beside(plan.path))
+        self._rejects = HashingFile(files.temporary_beside(rejects_path(plan.path)))
+        self._tar = None
+        if plan.spec.suffix == ".tar":
+            # The stream mode never seeks back, so the checksum can be taken while writing.
+            self._tar = tarfile.open(fileobj=self._data, mode="w|", format=tarfile.USTAR_FORMAT)  # type: ignore[arg-type]
+        files.reached(f"{plan.name} opened")
+
+    def add(self, record: Mapping[str, Any], parts: Mapping[str, bytes] | None = None) -> None:
+        """Keep a record; in a tar shard it becomes KEY.json, beside one KEY.EXTENSION for each of `parts`."""
+        key = self._account(record)
+        if self._tar is None:
+            assert not parts, "a JSON-lines shard has no room for binary parts"
+            self._data.write(json_line(record))
+            return
+        content = {**(parts or {}), "json": json_line(record)}
+        for extension in sorted(content):
+            add_member(self._tar, f"{key}.{extension}", content[extension])
+
+    def reject(self, record: Mapping[str, Any], reason: str, **details: Any) -> None:
+        """Leave a record out: it goes to the rejects file under its reason, a short fixed phrase that is counted."""
+        self._account(record)
+        self._rejected[reason] += 1
+        self._rejects.write(json_line({**record, "reason": reason, **details}))
+
+    def _account(self, record: Mapping[str, Any]) -> str:
+        key = checked_key(record.get("key"))
+        if key in self._keys:
+            raise ValueError(f"{self.plan.name}: record {key} leaves the stage twice")
+        self._keys.add(key)
+        return key
+
+    def commit(self) -> None:
+        """Sync, rename, mark. Where another process finished the same shard meanwhile, its work stays and ours goes."""
+        plan, rejected = self.plan, self._rejected.total()
+        if len(self._keys) != self.records_in:
+            accounts = f"{self.records_in} in, but {len(self._keys) - rejected} out and {rejected} rejected"
+            raise AssertionError(f"{plan.name}: {accounts}")
+        if self._tar is not None:
+            self._tar.close()
+        files.reached(f"{plan.name} written")
+        self._data.sync()
+        self._rejects.sync()
+        files.reached(f"{plan.name} synced")
+        folder = os.open(plan.path.parent, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            fcntl.flock(folder, fcntl.LOCK_EX)
+            other = read_marker(plan.path)
+            if other is not None and not plan._differences(other):
+                self.marker = other
+                return
+            self._publish()
+        finally:
+            os.close(folder)
+
+    def _publish(self) -> None:
+        plan, name = self.plan, self.plan.name
+        # The old marker goes first: at no moment does a marker stand beside bytes that it does not describe.
+        marker_path(plan.path).unlink(missing_ok=True)
+        files.sync_folder(plan.path.parent)
+        files.reached(f"{name} unmarked")
+        os.replace(self._rejects.path, rejects_path(plan.path))
+        os.replace(self._data.path, plan.path)
+        files.sync_folder(plan.path.parent)
+        files.reached(f"{name} renamed")
+        rejected = self._rejected.total()
+        self.marker = Marker(
+            digest=plan.digest,
+            recipe=plan.recipe,
+            records_in=self.records_in,
+            records_out=self.records_in - rejected,
+            rejected=dict(sorted(self._rejected.items())),
+            shard=_file_state(plan.path, self._data),
+            rejects=_file_state(rejects_path(plan.path), self._rejects),
+            execution={**self._execution, "seconds": round(time.perf_counter() - self._started, 3)},
+        )
+        if not files.write_exclusively(marker_path(plan.path), self.marker.to_json()):
+            raise RuntimeError(f"{name}: another process marked this shard while it was being replaced; start again")
+        files.reached(f"{name} marked")
+
+    def discard(self) -> None:
+        """Remove what was not committed; harmless after `commit`."""
+        for file in (self._data, self._rejects):
+            file.close()
+            file.path.unlink(missing_ok=True)
+
+
+def plan_shard(
+    run: Path, spec: StageSpec, index: int, inputs: Sequence[Path] = (), chain: str | None = None
+) -> ShardPlan:
+    """Plan shard `index` of a stage from the markers of its input shards; loads no model and reads no data.
+
+    The first input is the one whose records the stage accounts for. `chain` is a checksum of earlier shards that the
+    stage also depends on. Unfinished or torn inputs leave the shard "missing" or "stale" until they are done.
+    """
+    checksums: dict[str, str | None] = {}
+    unfinished = []
+    records_in = None
+    for position, path in enumerate(inputs):
+        name = path.relative_to(run).as_posix() if path.is_relative_to(run) else path.name
+        marker = read_marker(path)
+        if marker is None or not marker.shard.matches(path):
+            unfinished.append(name)
+        elif position == 0:
+            records_in = marker.records_out
+        checksums[name] = None if name in unfinished or marker is None else marker.shard.sha256
+    if chain is not None:
+        checksums["earlier shards"] = chain
+    recipe = {
+        "stage": spec.name,
+        "version": spec.version,
+        "settings": spec.settings,
+        "models": spec.models,
+        "inputs": checksums,
+    }
+    recipe = json.loads(json.dumps(recipe, sort_keys=True, default=dict))
+    return ShardPlan(spec.path(run, index), spec, index, tuple(inputs), recipe, records_in, tuple(unfinished))
+
+
+def _file_state(path: Path, written: HashingFile) -> FileState:
+    return FileState(written.size, written.sha256, path.stat().st_mtime_ns)
+
+
+def _flat(recipe: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in recipe.items():
+        if isinstance(value, Mapping):
+            flat.update(_flat(value, f"{prefix}{name}."))
+        else:
+            flat[f"{prefix}{name}"] = value
+    return flat
+
+
+def _short(name: str, value: Any) -> str:
+    if value is None:
+        return "none"
+    return str(value)[:12] if name.startswith(("inputs.", "models.")) else json.dumps(value)
