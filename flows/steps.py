@@ -1,0 +1,121 @@
+"""Completion markers of the steps that make a folder (training, evaluation, report), where a stage makes a shard."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from shards.files import sha256_of, write_exclusively
+from shards.markers import FileState
+
+MARKER = "done.json"
+BEGUN = "begun.json"
+
+
+@dataclass(frozen=True)
+class Step:
+    """A folder to be made, and the recipe (settings, models, inputs) whose digest decides whether it is up to date.
+
+    As with a shard, the marker `done.json` is written last and is the only truth about what is done; `begun.json` says
+    what an unfinished folder was begun with, so that only work of the same recipe is resumed. `missing` names the
+    inputs that are not finished.
+    """
+
+    name: str
+    folder: Path
+    recipe: dict[str, Any]
+    missing: tuple[str, ...] = ()
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the recipe, 64 hex digits."""
+        return hashlib.sha256(_json(self.recipe)).hexdigest()
+
+    def marker(self) -> dict[str, Any] | None:
+        """What the marker says (recipe, outputs, execution), or None where there is none that can be read."""
+        return _read(self.folder / MARKER)
+
+    def changes(self) -> list[str]:
+        """Why the step has to be done, one line a reason; empty if it is done and its files are untouched."""
+        marker = self.marker()
+        if self.missing:
+            return [f"{self.name}: {name} is not finished" for name in self.missing]
+        if marker is None:
+            return [f"{self.name}: {'not finished' if (self.folder / BEGUN).exists() else 'not made yet'}"]
+        lines = recipe_changes(self.name, marker["recipe"], self.recipe)
+        for name, state in marker["outputs"].items():
+            if not FileState(**state).matches(self.folder / name):
+                lines.append(f"{self.name}: {name} is {'altered' if (self.folder / name).exists() else 'gone'}")
+        return lines
+
+    def begin(self) -> Path | None:
+        """Make the folder ready for the work, resuming what the same recipe began; returns where other work went.
+
+        Work of another recipe may have cost days: it is set aside under a name with its digest, never deleted.
+        """
+        aside = None
+        begun = _read(self.folder / BEGUN)
+        if begun is not None and begun["recipe"] != self.recipe:
+            digest = hashlib.sha256(_json(begun["recipe"])).hexdigest()
+            aside = self.folder.with_name(f"{self.folder.name}.{digest[:8]}")
+            number = 1
+            while aside.exists():
+                number += 1
+                aside = self.folder.with_name(f"{self.folder.name}.{digest[:8]}-{number}")
+            os.rename(self.folder, aside)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        (self.folder / MARKER).unlink(missing_ok=True)
+        write_exclusively(self.folder / BEGUN, _json({"recipe": self.recipe}))
+        return aside
+
+    def finish(self, outputs: Iterable[Path], execution: Mapping[str, Any]) -> None:
+        """Mark the step done: its recipe, the checksums of the named files, and how it went (seconds, device, ...)."""
+        states = {}
+        for path in outputs:
+            status = path.stat()
+            state = FileState(status.st_size, sha256_of(path), status.st_mtime_ns)
+            states[path.relative_to(self.folder).as_posix()] = asdict(state)
+        content = {"recipe": self.recipe, "outputs": states, "execution": dict(execution)}
+        write_exclusively(self.folder / MARKER, _json(content))
+
+
+def recipe_changes(name: str, before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
+    """The fields in which two recipes differ, as lines `training.steps: 200 -> 400`."""
+    old, new = _flat(before), _flat(after)
+    lines = []
+    for field in sorted(old.keys() | new.keys()):
+        if old.get(field) != new.get(field):
+            label = field.removeprefix("settings.")
+            lines.append(f"{name}.{label}: {_short(field, old.get(field))} -> {_short(field, new.get(field))}")
+    return lines
+
+
+def _flat(recipe: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in recipe.items():
+        if isinstance(value, Mapping):
+            flat.update(_flat(value, f"{prefix}{name}."))
+        else:
+            flat[f"{prefix}{name}"] = value
+    return flat
+
+
+def _short(field: str, value: Any) -> str:
+    return "none" if value is None else str(value)[:12] if field.startswith(("inputs.", "models.")) else json.dumps(value)
+
+
+def _json(content: Mapping[str, Any]) -> bytes:
+    return json.dumps(content, indent=1, sort_keys=True, default=str).encode() + b"\n"
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    try:
+        content = json.loads(path.read_bytes())
+        return content if "recipe" in content else None
+    except (FileNotFoundError, ValueError, TypeError):
+        return None
