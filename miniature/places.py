@@ -99,6 +99,8 @@ def _fog(picture: Image.Image, ground: float, time: str) -> Image.Image:
     size = picture.height
     rows = np.arange(size, dtype=np.float32) / size
     thickness = 0.25 + 0.45 * np.exp(-(((rows - ground + 0.08) / 0.24) ** 2))
+    if time == "night":
+        thickness *= 0.75  # Else nothing of the dark place would be seen.
     mask = Image.fromarray((255 * thickness).astype(np.uint8)[:, None]).resize(picture.size, Image.Resampling.NEAREST)
     picture.paste(_lit((226, 230, 233), time) if time != "night" else (150, 160, 190), (0, 0, size, size), mask)
     return picture

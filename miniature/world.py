@@ -201,7 +201,7 @@ def _compose(
 
     low, high = _HEIGHTS[size_word]
     if other is not None:  # Room for both.
-        low, high = low, min(high, 0.7) if size_word == "large" else min(high, 0.6)
+        low, high = (low, high - 0.04) if size_word == "large" else (0.45, high - 0.09)
     side = round(size * (low + (high - low) * height_draw))
     subject = draw_subject(instance, side, flip=flip)
     if action == "leaning":
@@ -216,7 +216,7 @@ def _compose(
     companion, spread = None, 0
     if other is not None:
         gap = round(size * (0.05 * beside - 0.03))  # Below zero, the subject covers a little of it.
-        companion = _fitted(other, round(side * (0.46 + 0.16 * ratio)), room - width - gap, flip=other_flip)
+        companion = _fitted(other, round(side * (0.54 + 0.16 * ratio)), room - width - gap, flip=other_flip)
         spread = companion.width + gap
 
     highest = max(margin + height + lift, round((ground + 0.08) * size))
