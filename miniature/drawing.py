@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 import numpy as np
 from PIL import Image, ImageDraw
 
+from miniature.patterns import pattern_mask
+
 Colour = tuple[int, int, int]
 Points = np.ndarray  # (N, 2) float, x to the right and y down, in the drawing's own units
 BODY = -1  # fill with the main colour under the pattern
@@ -21,6 +23,11 @@ TYRE: Colour = (58, 56, 66)
 
 _SUPERSAMPLING = 3
 _OUTLINE = 0.024  # of the square's side
+_RIM = 0.13  # parts thinner than this share of the square get no shading: nobody would see it
+_CORNER = np.linspace(0, 1, 6)[None, :, None]
+_SEGMENT = (np.arange(8) / 8)[None, :, None]
+_CAP = np.linspace(0, np.pi, 7)[1:-1, None]
+_CAP_COS, _CAP_SIN = np.cos(_CAP), np.sin(_CAP)
 
 
 @dataclass(frozen=True)
@@ -89,11 +96,12 @@ def box(x0: float, y0: float, x1: float, y1: float, radius: float = 0.0) -> Poin
 def rounded(corners: Sequence[tuple[float, float]], radius: float) -> Points:
     """A polygon whose corners are cut round at the given distance from each corner."""
     points = np.array(corners, dtype=float)
-    before, after = np.roll(points, 1, axis=0) - points, np.roll(points, -1, axis=0) - points
-    before_length, after_length = np.linalg.norm(before, axis=1)[:, None], np.linalg.norm(after, axis=1)[:, None]
+    count = len(points)
+    before, after = points[np.arange(-1, count - 1)] - points, points[np.arange(1, count + 1) % count] - points
+    before_length, after_length = np.hypot(*before.T)[:, None], np.hypot(*after.T)[:, None]
     start = points + before / before_length * np.minimum(radius, before_length / 2)
     end = points + after / after_length * np.minimum(radius, after_length / 2)
-    t = np.linspace(0, 1, 6)[None, :, None]
+    t = _CORNER
     curve = (1 - t) ** 2 * start[:, None] + 2 * t * (1 - t) * points[:, None] + t**2 * end[:, None]
     return curve.reshape(-1, 2)
 
@@ -102,15 +110,14 @@ def smooth(knots: Sequence[tuple[float, float]], closed: bool = True) -> Points:
     """A Catmull-Rom curve through the knots, closed or open: eight points a segment."""
     points = np.array(knots, dtype=float)
     if closed:
-        p0, p1, p2, p3 = np.roll(points, 1, 0), points, np.roll(points, -1, 0), np.roll(points, -2, 0)
+        index = np.arange(len(points))
+        p0, p1, p2, p3 = (points[(index + step) % len(points)] for step in (-1, 0, 1, 2))
     else:
         padded = np.concatenate([2 * points[:1] - points[1:2], points, 2 * points[-1:] - points[-2:-1]])
         p0, p1, p2, p3 = padded[:-3], padded[1:-2], padded[2:-1], padded[3:]
-    t = (np.arange(8) / 8)[None, :, None]
+    t = _SEGMENT
     p0, p1, p2, p3 = p0[:, None], p1[:, None], p2[:, None], p3[:, None]
-    curve = 0.5 * (
-        2 * p1 + (p2 - p0) * t + (2 * p0 - 5 * p1 + 4 * p2 - p3) * t**2 + (3 * p1 - p0 - 3 * p2 + p3) * t**3
-    )
+    curve = 0.5 * (2 * p1 + (p2 - p0) * t + (2 * p0 - 5 * p1 + 4 * p2 - p3) * t**2 + (3 * p1 - p0 - 3 * p2 + p3) * t**3)
     curve = curve.reshape(-1, 2)
     return curve if closed else np.concatenate([curve, points[-1:]])
 
@@ -125,11 +132,10 @@ def band(path: Points, width: float, end_width: float | None = None) -> Points:
     """The outline of a stroke along an open path (N, 2), with round ends; its width may change evenly."""
     widths = np.linspace(width, width if end_width is None else end_width, len(path))[:, None] / 2
     direction = np.gradient(path, axis=0)
-    direction /= np.linalg.norm(direction, axis=1, keepdims=True) + 1e-9
+    direction /= np.hypot(*direction.T)[:, None] + 1e-9
     normal = direction[:, ::-1] * (1.0, -1.0)
-    t = np.linspace(0, np.pi, 7)[1:-1, None]
-    head = path[-1] + widths[-1] * (np.cos(t) * normal[-1] + np.sin(t) * direction[-1])
-    tail = path[0] + widths[0] * (-np.cos(t) * normal[0] - np.sin(t) * direction[0])
+    head = path[-1] + widths[-1] * (_CAP_COS * normal[-1] + _CAP_SIN * direction[-1])
+    tail = path[0] - widths[0] * (_CAP_COS * normal[0] + _CAP_SIN * direction[0])
     return np.concatenate([path + normal * widths, head, (path - normal * widths)[::-1], tail])
 
 
@@ -138,11 +144,13 @@ def line(x0: float, y0: float, x1: float, y1: float, width: float) -> Points:
     return band(np.array([(x0, y0), (x1, y1)], dtype=float), width)
 
 
-def rasterise(drawing: Drawing, palette: Sequence[Colour], pattern: np.ndarray, size: int) -> Image.Image:
+def rasterise(
+    drawing: Drawing, palette: Sequence[Colour], pattern: str, period: float, angle: float, size: int
+) -> Image.Image:
     """Paint a drawing so that it stands on the bottom edge and fills the square's width or height.
 
-    pattern: (size * 3, size * 3) bool from `patterns.pattern_mask`, over the whole square.
-    Returns an RGBA image (size x size), straight alpha.
+    pattern, period (a fraction of the square) and angle (degrees): as in `patterns.pattern_mask`; the pattern is
+    centred on the parts it covers. Returns an RGBA image (size x size), straight alpha.
     """
     side = size * _SUPERSAMPLING
     stroke = max(2, round(side * _OUTLINE))
@@ -151,8 +159,13 @@ def rasterise(drawing: Drawing, palette: Sequence[Colour], pattern: np.ndarray, 
     scale = (side - stroke - 1) / (high - low).max()
     shift = np.array([(side - 1) / 2, side - 1 - stroke / 2]) - scale * np.array([(low[0] + high[0]) / 2, high[1]])
 
-    colours = np.array([palette[0], palette[1]], dtype=np.uint8)
-    surface = Image.fromarray(colours[pattern.astype(np.uint8)], "RGB").convert("RGBA")
+    body = np.concatenate([part.points for part in drawing.parts if part.fill == BODY]) * scale + shift
+    centre = (body.min(axis=0) + body.max(axis=0)) / (2 * side)
+    # half the resolution and back: four times faster, and the pattern's edges come out soft
+    mask = pattern_mask(pattern, period, angle, (side + 1) // 2, (float(centre[0]), float(centre[1])))
+    soft = Image.fromarray(mask.view(np.uint8) * np.uint8(255)).resize((side, side), Image.Resampling.BILINEAR)
+    surface = Image.new("RGBA", (side, side), (*palette[0], 255))
+    surface.paste((*palette[1], 255), (0, 0), soft)
     canvas = Image.new("RGBA", (side, side), (0, 0, 0, 0))
     pen = ImageDraw.Draw(canvas)
     for part in drawing.parts:
@@ -160,9 +173,11 @@ def rasterise(drawing: Drawing, palette: Sequence[Colour], pattern: np.ndarray, 
         points = part.points * scale + shift
         outline = points.ravel().tolist()
         if part.fill == BODY:
-            mask = Image.new("L", (side, side), 0)
-            ImageDraw.Draw(mask).polygon(outline, fill=255)
-            canvas.paste(surface, (0, 0), mask)
+            x, y = (int(value) for value in points.min(axis=0))
+            width, height = (int(value) + 1 for value in points.max(axis=0) - (x, y))
+            shape = Image.new("L", (width + 1, height + 1), 0)
+            ImageDraw.Draw(shape).polygon((points - (x, y)).ravel().tolist(), fill=255)
+            canvas.paste(surface.crop((x, y, x + width + 1, y + height + 1)), (x, y), shape)
         else:
             pen.polygon(outline, fill=(*fill, 255))
         if part.shaded:
@@ -183,6 +198,8 @@ def _shade(canvas: Image.Image, points: Points) -> None:
     """Darken the lower right rim of a shape and lighten its upper left one."""
     low = np.floor(points.min(axis=0)).astype(int)
     extent = np.ceil(points.max(axis=0)).astype(int) - low + 1
+    if extent.min() < _RIM * canvas.width:
+        return
     local = points - low
     for offset, colour, strength in ((-0.13, (24, 12, 48, 255), 46), (0.07, (255, 255, 255, 255), 56)):
         rim = Image.new("L", (int(extent[0]), int(extent[1])), 0)
@@ -194,4 +211,4 @@ def _shade(canvas: Image.Image, points: Points) -> None:
 
 def _darker(colour: Colour) -> Colour:
     """The outline's colour for a part of this colour."""
-    return int(colour[0] * 0.42), int(colour[1] * 0.4), int(colour[2] * 0.46)
+    return int(colour[0] * 0.48), int(colour[1] * 0.46), int(colour[2] * 0.52)

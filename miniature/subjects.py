@@ -12,12 +12,18 @@ from PIL import Image
 from miniature import subjects_animals, subjects_gear, subjects_things
 from miniature.accessories import ACCESSORIES, add_accessory
 from miniature.drawing import Colour, Drawing, rasterise
-from miniature.patterns import PATTERNS, pattern_mask
+from miniature.patterns import PATTERNS
 
 __all__ = [
-    "ACCESSORIES", "CLASSES", "LIVE_CLASSES", "PATTERNS", "Instance", "draw_subject", "sample_instance",
+    "ACCESSORIES",
+    "CLASSES",
+    "LIVE_CLASSES",
+    "PATTERNS",
+    "Instance",
+    "draw_subject",
+    "sample_instance",
     "sample_palette_sharer",
-]  # fmt: skip
+]
 
 _DRAWINGS: dict[str, Callable[[Drawing, tuple[float, ...]], None]] = {
     "backpack": subjects_things.backpack,
@@ -47,7 +53,8 @@ LIVE_CLASSES: tuple[str, ...] = ("cat", "dog", "rabbit", "turtle")
 
 _PERIODS = (0.17, 0.34)  # of the subject's size: at 64 px never below 10 px a repeat
 _HUES = (0, 14, 28, 44, 56, 84, 128, 160, 180, 200, 220, 245, 270, 292, 315, 338)  # degrees, evenly spread to the eye
-_COLOUR_DISTANCE = 210.0  # between any two of a palette, as `_distance` measures
+_COLOUR_DISTANCE = 230.0  # between any two of a palette, as `_distance` measures
+_LUMA_DISTANCE = 45.0  # between main and pattern colour, so that the pattern shows in light and dark too
 
 
 @dataclass(frozen=True)
@@ -71,14 +78,9 @@ def sample_instance(class_name: str, rng: np.random.Generator) -> Instance:
     """Draw an instance of a class at random; ValueError for an unknown class."""
     if class_name not in _DRAWINGS:
         raise ValueError(f"unknown class {class_name!r}; choose one of {', '.join(CLASSES)}")
-    palette: list[Colour] = []
-    while len(palette) < 3:
-        colour = _sample_colour(rng)
-        if all(_distance(colour, other) >= _COLOUR_DISTANCE for other in palette):
-            palette.append(colour)
     return Instance(
         class_name=class_name,
-        palette=tuple(palette),
+        palette=_sample_palette(rng),
         pattern=str(rng.choice(PATTERNS)),
         pattern_scale=round(float(rng.uniform(*_PERIODS)), 3),
         pattern_angle=round(float(rng.uniform(0, 180)), 1),
@@ -120,19 +122,34 @@ def draw_subject(instance: Instance, size: int, *, flip: bool = False) -> Image.
     drawing = Drawing()
     _DRAWINGS[instance.class_name](drawing, instance.proportions)
     add_accessory(drawing, instance.accessory)
-    image = rasterise(drawing, instance.palette, _pattern(instance, size), size)
+    image = rasterise(drawing, instance.palette, instance.pattern, instance.pattern_scale, instance.pattern_angle, size)
     return image.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if flip else image
 
 
-def _pattern(instance: Instance, size: int) -> np.ndarray:
-    return pattern_mask(instance.pattern, instance.pattern_scale, instance.pattern_angle, size * 3)
+def _sample_palette(rng: np.random.Generator) -> tuple[Colour, ...]:
+    """Three colours that nobody would confuse."""
+    palette: list[Colour] = []
+    while len(palette) < 3:
+        colour = _sample_colour(rng)
+        if len(palette) == 1 and abs(_luma(colour) - _luma(palette[0])) < _LUMA_DISTANCE:
+            continue
+        if all(_distance(colour, other) >= _COLOUR_DISTANCE for other in palette):
+            palette.append(colour)
+    return tuple(palette)
+
+
+def _luma(colour: Colour) -> float:
+    """Perceived brightness, 0 to 255."""
+    return 0.299 * colour[0] + 0.587 * colour[1] + 0.114 * colour[2]
 
 
 def _sample_colour(rng: np.random.Generator) -> Colour:
     """A saturated colour: hues as the eye counts them, from deep to bright."""
     step = rng.uniform(0, len(_HUES))
     hue = np.interp(step, range(len(_HUES) + 1), (*_HUES, 360))
-    red, green, blue = colorsys.hsv_to_rgb(float(hue) / 360, rng.uniform(0.62, 0.95), rng.uniform(0.55, 0.98))
+    # dark yellows are olive and dark oranges brown: keep the warm hues bright
+    darkest = 0.85 if 30 <= hue <= 75 else 0.55
+    red, green, blue = colorsys.hsv_to_rgb(float(hue) / 360, rng.uniform(0.6, 0.9), rng.uniform(darkest, 0.98))
     return round(red * 255), round(green * 255), round(blue * 255)
 
 

@@ -1,12 +1,25 @@
-"""Drawings of shoes, vehicles, instruments and other gear: each takes an empty drawing and five proportions in [0, 1]."""
+"""Drawings of shoes, vehicles, instruments and the like: each takes an empty drawing and five proportions in [0, 1]."""
 
 from __future__ import annotations
 
 import numpy as np
 
 from miniature.drawing import (
-    BODY, CREAM, GLASS, INK, STEEL, TYRE, WHITE, Drawing, band, box, ellipse, line, rounded, smooth,
-)  # fmt: skip
+    BODY,
+    CREAM,
+    GLASS,
+    INK,
+    STEEL,
+    TYRE,
+    WHITE,
+    Drawing,
+    band,
+    box,
+    ellipse,
+    line,
+    rounded,
+    smooth,
+)
 from miniature.subjects_animals import Proportions, between
 
 
@@ -15,10 +28,35 @@ def sneaker(d: Drawing, p: Proportions) -> None:
     sole, ankle, toe, cap = between(9, 20, p[1]), between(36, 54, p[2]), between(20, 36, p[3]), between(12, 26, p[4])
     length = between(52, 64, p[0])
     base = -sole + 4
-    d.add(smooth([(-length + 2, base), (-length + 3, base - 13), (-length + toe, base - 22), (-10, base - 34), (6, base - ankle),
-                  (22, base - ankle + 7), (38, base - ankle - 4), (46, base - ankle + 8), (48, base - 12), (48, base)]), BODY)  # fmt: skip
-    d.add(smooth([(-length + 1, base + 1), (-length + 4, base - 14), (-length + 4 + cap * 0.7, base - 20), (-length + 4 + cap, base - 9),
-                  (-length + 6 + cap, base + 1)]), 2)  # fmt: skip
+    d.add(
+        smooth(
+            [
+                (-length + 2, base - 12),
+                (-length + toe, base - 22),
+                (-10, base - 34),
+                (6, base - ankle),
+                (22, base - ankle + 7),
+                (38, base - ankle - 4),
+                (46, base - ankle + 8),
+                (48, base - 14),
+                (45, base + 3),
+                (-length + 8, base + 3),
+            ]
+        ),
+        BODY,
+    )
+    d.add(
+        smooth(
+            [
+                (-length + 2, base - 11),
+                (-length + 4 + cap * 0.7, base - 20),
+                (-length + 4 + cap, base - 9),
+                (-length + 2 + cap, base + 2),
+                (-length + 8, base + 2),
+            ]
+        ),
+        2,
+    )
     d.add(rounded([(36, base - ankle * 0.75), (48, base - ankle * 0.75), (50, base), (36, base)], 4), 2)
     for i in range(3):
         x, y = -length + toe + 8 + i * 12, base - 21 - i * (ankle - 30) * 0.4 - i * 4
@@ -29,14 +67,44 @@ def sneaker(d: Drawing, p: Proportions) -> None:
 
 def boot(d: Drawing, p: Proportions) -> None:
     """A tall boot, toe to the left: straight shaft, cuff, sole and heel."""
-    shaft, sole, cuff, heel = between(60, 96, p[1]), between(5, 10, p[2]), between(10, 24, p[3]), between(5, 16, p[4])
+    shaft, sole, cuff, heel = between(60, 96, p[1]), between(3, 9, p[2]), between(10, 26, p[3]), between(3, 9, p[4])
     wide = between(17, 24, p[0])
     base = -heel
     top = base - shaft
-    d.add(rounded([(8, base - 6), (wide + 22, base - 6), (wide + 20, 0), (12, 0)], 3), 2)
-    d.add(smooth([(-6, top), (wide * 2 - 2, top), (wide * 2 - 3, base - 36), (wide + 23, base - 14), (wide + 22, base), (0, base),
-                  (-38, base), (-42, base - 12), (-32, base - 23), (-8, base - 32), (-5, base - 50)]), BODY)  # fmt: skip
-    d.add(rounded([(-45, base - 3), (wide + 24, base - 3), (wide + 24, base + sole - 2), (-42, base + sole - 2)], 4), 2)
+    d.add(
+        smooth(
+            [
+                (-6, top),
+                (wide * 2 - 2, top),
+                (wide * 2 - 3, base - 36),
+                (wide + 22, base - 14),
+                (wide + 18, base - 1),
+                (0, base),
+                (-36, base),
+                (-42, base - 12),
+                (-32, base - 23),
+                (-8, base - 32),
+                (-5, base - 50),
+            ]
+        ),
+        BODY,
+    )
+    d.add(
+        rounded(
+            [
+                (-45, base - sole),
+                (wide + 24, base - sole),
+                (wide + 24, 0),
+                (6, 0),
+                (3, base),
+                (-9, base),
+                (-14, 0),
+                (-42, 0),
+            ],
+            3,
+        ),
+        2,
+    )
     d.add(rounded([(-10, top - 4), (wide * 2 + 3, top - 4), (wide * 2 + 2, top + cuff), (-9, top + cuff)], 5), 1)
     d.add(box(wide - 6, top - 12, wide + 2, top - 2, 4), 1, shaded=False)
     cx = wide - 3.5
@@ -45,32 +113,87 @@ def boot(d: Drawing, p: Proportions) -> None:
 
 def sunglasses(d: Drawing, p: Proportions) -> None:
     """Seen from the front: two large lenses with a glare, a bridge, folded temples above."""
-    tall, corner, rim, lift = between(34, 56, p[1]), between(6, 24, p[2]), between(6, 11, p[3]), between(-6, 12, p[4])
+    tall, corner, rim, lift = between(40, 64, p[1]), between(6, 26, p[2]), between(5, 9, p[3]), between(-6, 12, p[4])
     wide = between(48, 60, p[0])
     top = -tall
     d.add(band(smooth([(-8, top + 14), (0, top + 8), (8, top + 14)], False), 8), 2)
     for s in (-1, 1):
-        d.add(rounded([(s * (wide + 4), top + 2 - lift), (s * (wide + 14), top + 2 - lift), (s * (wide + 13), top + 17),
-                       (s * (wide - 2), top + 17)], 4), 1)  # fmt: skip
-        outer = [(s * 5, top + 2), (s * (wide + 8), top - lift), (s * (wide + 2), -tall * 0.3), (s * (wide - 8), 0), (s * 14, 0), (s * 6, -tall * 0.3)]
+        d.add(
+            rounded(
+                [
+                    (s * (wide + 4), top + 2 - lift),
+                    (s * (wide + 14), top + 2 - lift),
+                    (s * (wide + 13), top + 17),
+                    (s * (wide - 2), top + 17),
+                ],
+                4,
+            ),
+            1,
+        )
+        outer = [
+            (s * 5, top + 2),
+            (s * (wide + 8), top - lift),
+            (s * (wide + 2), -tall * 0.3),
+            (s * (wide - 8), 0),
+            (s * 14, 0),
+            (s * 6, -tall * 0.3),
+        ]
         d.add(rounded(outer, corner), 2)
         centre = np.array([s * (wide + 5) / 2, top / 2 - lift * 0.2])
         inner = (np.array(outer) - centre) * (1 - rim * 2 / wide, 1 - rim * 2 / tall) + centre
         d.add(rounded([(float(x), float(y)) for x, y in inner], corner * 0.75), BODY)
         x, y = float(centre[0]), float(centre[1])
-        d.mark(np.array([(x - 14, y + 6), (x - 2, y - 10), (x + 4, y - 10), (x - 8, y + 6)]), WHITE)
+        d.mark(np.array([(x - 15, y - 1), (x - 7, y - 12), (x - 2, y - 12), (x - 10, y - 1)]), WHITE)
     d.top, d.front, d.neck, d.unit = (0, top + 8), (wide * 0.7, top * 0.45), (0, top + 14, 10), 8
 
 
 def car(d: Drawing, p: Proportions) -> None:
     """A small car in side view, bonnet to the left: cabin with two windows, two wheels, a lamp."""
-    roof, wheel, cabin, body = between(22, 36, p[1]), between(11, 17, p[2]), between(-12, 10, p[3]), between(24, 36, p[4])
+    roof, wheel, cabin, body = (
+        between(22, 36, p[1]),
+        between(11, 17, p[2]),
+        between(-12, 10, p[3]),
+        between(24, 36, p[4]),
+    )
     half = between(54, 66, p[0])
     low, belt = -wheel * 0.8, -wheel * 0.8 - body
-    d.add(rounded([(cabin - 30, belt + 5), (cabin - 16, belt - roof), (cabin + 24, belt - roof), (cabin + 40, belt + 5)], 12), BODY)
-    d.add(rounded([(cabin - 20, belt - 1), (cabin - 11, belt - roof + 6), (cabin + 3, belt - roof + 6), (cabin + 3, belt - 1)], 4), GLASS)
-    d.add(rounded([(cabin + 9, belt - 1), (cabin + 9, belt - roof + 6), (cabin + 21, belt - roof + 6), (cabin + 31, belt - 1)], 4), GLASS)
-    d.add(rounded([(-half, low), (-half + 2, belt + 7), (-half + 18, belt), (half - 8, belt), (half, belt + 8), (half, low)], 10), BODY)
+    d.add(
+        rounded(
+            [(cabin - 30, belt + 5), (cabin - 16, belt - roof), (cabin + 24, belt - roof), (cabin + 40, belt + 5)], 12
+        ),
+        BODY,
+    )
+    d.add(
+        rounded(
+            [
+                (cabin - 20, belt - 1),
+                (cabin - 11, belt - roof + 6),
+                (cabin + 3, belt - roof + 6),
+                (cabin + 3, belt - 1),
+            ],
+            4,
+        ),
+        GLASS,
+    )
+    d.add(
+        rounded(
+            [
+                (cabin + 9, belt - 1),
+                (cabin + 9, belt - roof + 6),
+                (cabin + 21, belt - roof + 6),
+                (cabin + 31, belt - 1),
+            ],
+            4,
+        ),
+        GLASS,
+    )
+    d.add(
+        rounded(
+            [(-half, low), (-half + 2, belt + 7), (-half + 18, belt), (half - 8, belt), (half, belt + 8), (half, low)],
+            10,
+        ),
+        BODY,
+    )
     d.add(box(-half - 4, low - 7, half + 4, low, 3), 1)
     d.add(ellipse(-half + 5, belt + 13, 5, 6, count=18), CREAM, shaded=False)
     d.add(box(half - 6, belt + 8, half + 1, belt + 17, 3), 2, shaded=False)
@@ -82,7 +205,12 @@ def car(d: Drawing, p: Proportions) -> None:
 
 def robot(d: Drawing, p: Proportions) -> None:
     """A boxy toy robot from the front: antenna, square head, jointed arms, two legs."""
-    head, torso, arm, antenna = between(18, 29, p[1]), between(36, 54, p[2]), between(22, 44, p[3]), between(8, 24, p[4])
+    head, torso, arm, antenna = (
+        between(18, 29, p[1]),
+        between(36, 54, p[2]),
+        between(22, 44, p[3]),
+        between(8, 24, p[4]),
+    )
     half = between(23, 33, p[0])
     leg = 22.0
     low, top = -leg, -leg - torso
@@ -92,7 +220,13 @@ def robot(d: Drawing, p: Proportions) -> None:
     for s in (-1, 1):
         d.add(box(s * 13 - 7, low - 4, s * 13 + 7, -3, 3), STEEL)
         d.add(box(s * 14 - 12, -9, s * 14 + 12, 0, 4), 1)
-        d.add(band(np.array([(s * (half - 2), top + 10), (s * (half + 12), top + 14), (s * (half + 14), top + 12 + arm)]), 9), STEEL)
+        d.add(
+            band(
+                np.array([(s * (half - 2), top + 10), (s * (half + 12), top + 14), (s * (half + 14), top + 12 + arm)]),
+                9,
+            ),
+            STEEL,
+        )
         d.add(ellipse(s * (half + 14), top + 14 + arm, 8.5, 8.5, count=20), 1)
         d.add(box(s * head - 4, hy - 20, s * head + 4, hy - 8, 3), 2)
     d.add(box(-6, hy - 4, 6, top + 4), STEEL, shaded=False)
@@ -107,12 +241,19 @@ def robot(d: Drawing, p: Proportions) -> None:
 
 def umbrella(d: Drawing, p: Proportions) -> None:
     """An open umbrella: a scalloped dome over a stick with a hooked handle."""
-    dome, stick, hook, scallop = between(34, 60, p[1]), between(34, 60, p[2]), between(8, 14, p[3]), between(5, 13, p[4])
+    dome, stick, hook, scallop = (
+        between(34, 60, p[1]),
+        between(34, 60, p[2]),
+        between(8, 14, p[3]),
+        between(5, 13, p[4]),
+    )
     half = between(48, 60, p[0])
     rim = -stick - 6
     d.add(line(0, rim - dome, 0, rim - dome - 9, 4), 2)
     turn = np.linspace(0, np.pi, 9)
-    path = np.concatenate([[(0.0, rim - 6), (0.0, -hook - 8)], np.stack([hook - hook * np.cos(turn), -hook - 3 + hook * np.sin(turn)], 1)])
+    path = np.concatenate(
+        [[(0.0, rim - 6), (0.0, -hook - 8)], np.stack([hook - hook * np.cos(turn), -hook - 3 + hook * np.sin(turn)], 1)]
+    )
     d.add(band(path, 6), 2)
     t = np.linspace(np.pi, 0, 20)
     arch = np.stack([half * np.cos(t), rim - dome * np.sin(t)], axis=1)
@@ -127,10 +268,27 @@ def umbrella(d: Drawing, p: Proportions) -> None:
 
 def guitar(d: Drawing, p: Proportions) -> None:
     """An upright guitar: waisted body, sound hole, long neck with frets, a head with pegs."""
-    lower, upper, neck, hole = between(27, 36, p[1]), between(18, 27, p[2]), between(34, 60, p[3]), between(7, 12, p[4])
-    waist = between(13, 18, p[0])
-    d.add(smooth([(0, 0), (lower * 0.75, -4), (lower, -24), (waist, -46), (upper, -64), (upper * 0.6, -80), (0, -80),
-                  (-upper * 0.6, -80), (-upper, -64), (-waist, -46), (-lower, -24), (-lower * 0.75, -4)]), BODY)  # fmt: skip
+    lower, upper, neck, hole = between(32, 44, p[1]), between(22, 34, p[2]), between(24, 48, p[3]), between(7, 13, p[4])
+    waist = between(15, 23, p[0])
+    d.add(
+        smooth(
+            [
+                (0, 0),
+                (lower * 0.75, -4),
+                (lower, -24),
+                (waist, -46),
+                (upper, -64),
+                (upper * 0.6, -80),
+                (0, -80),
+                (-upper * 0.6, -80),
+                (-upper, -64),
+                (-waist, -46),
+                (-lower, -24),
+                (-lower * 0.75, -4),
+            ]
+        ),
+        BODY,
+    )
     d.add(ellipse(0, -46, hole, hole, count=24), INK, outlined=False, shaded=False)
     d.add(box(-14, -22, 14, -15, 3), 2)
     top = -76 - neck
