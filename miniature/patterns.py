@@ -47,7 +47,7 @@ def pattern_mask(pattern: str, period: float, angle: float, width: int, centre: 
     if pattern == "rings":
         return _fraction(np.sqrt(u * u + v * v) + 0.25) < 0.5
     if pattern == "patches":
-        return np.sin(3.1 * u + 1.9 * np.sin(2.3 * v)) + np.sin(3.6 * v + 1.3 * np.sin(1.7 * u)) > 0.25
+        return np.sin(4.4 * u + 1.9 * np.sin(3.2 * v)) + np.sin(5.0 * v + 1.3 * np.sin(2.4 * u)) > 0.25
     # dots and stars sit on a lattice whose odd rows are shifted by half a period
     row = np.floor(v)
     x, y = _fraction(u + 0.5 * (row % 2)) - 0.5, v - row - 0.5

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from PIL import Image
 
-from miniature import subjects_animals, subjects_gear, subjects_things
+from miniature import subjects_animals, subjects_gear, subjects_things, subjects_wear
 from miniature.accessories import ACCESSORIES, add_accessory
 from miniature.drawing import Colour, Drawing, rasterise
 from miniature.patterns import PATTERNS
@@ -26,24 +26,24 @@ __all__ = [
 ]
 
 _DRAWINGS: dict[str, Callable[[Drawing, tuple[float, ...]], None]] = {
-    "backpack": subjects_things.backpack,
+    "backpack": subjects_wear.backpack,
     "stuffed bear": subjects_animals.stuffed_bear,
     "bowl": subjects_things.bowl,
     "can": subjects_things.can,
     "candle": subjects_things.candle,
     "cat": subjects_animals.cat,
     "clock": subjects_things.clock,
-    "sneaker": subjects_gear.sneaker,
+    "sneaker": subjects_wear.sneaker,
     "dog": subjects_animals.dog,
     "duck": subjects_animals.duck,
-    "boot": subjects_gear.boot,
-    "sunglasses": subjects_gear.sunglasses,
+    "boot": subjects_wear.boot,
+    "sunglasses": subjects_wear.sunglasses,
     "car": subjects_gear.car,
     "robot": subjects_gear.robot,
     "teapot": subjects_things.teapot,
     "vase": subjects_things.vase,
     "lamp": subjects_things.lamp,
-    "umbrella": subjects_gear.umbrella,
+    "umbrella": subjects_wear.umbrella,
     "guitar": subjects_gear.guitar,
     "rabbit": subjects_animals.rabbit,
     "turtle": subjects_animals.turtle,
@@ -91,7 +91,7 @@ def sample_instance(class_name: str, rng: np.random.Generator) -> Instance:
 
 def sample_palette_sharer(instance: Instance, rng: np.random.Generator) -> Instance:
     """Draw another instance of the same class and palette that differs in its pattern, its proportions, or both."""
-    change = rng.choice(("pattern", "proportions", "both"))
+    change = rng.choice(("pattern", "proportions", "both"), p=(0.45, 0.15, 0.4))
     sharer = instance
     if change != "proportions":
         other = [pattern for pattern in PATTERNS if pattern != instance.pattern]

@@ -18,7 +18,7 @@ def between(low: float, high: float, proportion: float) -> float:
 
 def cat(d: Drawing, p: Proportions) -> None:
     """Sits and looks at you: pointed ears, whiskers, a tail that curls up at its side."""
-    head, ear, tail, hip = between(20, 27, p[1]), between(12, 24, p[2]), between(24, 62, p[3]), between(22, 33, p[4])
+    head, ear, tail, hip = between(18, 28, p[1]), between(12, 24, p[2]), between(24, 62, p[3]), between(22, 33, p[4])
     d.add(band(smooth([(8, -8), (hip + 10, -6), (hip + 20, -tail * 0.5), (hip + 12, -tail)], False), 10, 8), BODY)
     d.add(
         smooth([(0, -62), (16, -48), (hip, -16), (hip - 4, -1), (0, 0), (4 - hip, -1), (-hip, -16), (-16, -48)]), BODY
@@ -166,7 +166,7 @@ def turtle(d: Drawing, p: Proportions) -> None:
 
 def stuffed_bear(d: Drawing, p: Proportions) -> None:
     """Sits with its arms and legs spread: round ears, a light muzzle, soles turned to you."""
-    head, ear, arm, belly = between(22, 30, p[1]), between(8, 14, p[2]), between(14, 28, p[3]), between(13, 21, p[4])
+    head, ear, arm, belly = between(19, 32, p[1]), between(7, 15, p[2]), between(10, 30, p[3]), between(10, 22, p[4])
     cy = -52 - head * 0.7
     for side in (-1, 1):
         d.add(ellipse(side * head * 0.82, cy - head * 0.72, ear, ear), BODY)

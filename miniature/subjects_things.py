@@ -8,33 +8,6 @@ from miniature.drawing import BODY, CREAM, INK, STEEL, Drawing, band, box, ellip
 from miniature.subjects_animals import Proportions, between
 
 
-def backpack(d: Drawing, p: Proportions) -> None:
-    """Seen from the front: a carrying loop, shoulder straps, a front pocket, side pockets."""
-    tall, pocket, flap, side = (
-        between(70, 100, p[1]),
-        between(24, 44, p[2]),
-        between(20, 36, p[3]),
-        between(6, 15, p[4]),
-    )
-    half = between(30, 40, p[0])
-    d.add(band(smooth([(-10, -tall + 4), (-9, -tall - 9), (9, -tall - 9), (10, -tall + 4)], False), 5), 2)
-    for s in (-1, 1):
-        d.add(
-            band(
-                smooth([(s * (half - 8), -tall + 12), (s * (half + 9), -tall * 0.62), (s * (half + 2), -8)], False), 7
-            ),
-            2,
-        )
-        x0, x1 = sorted((s * (half - 4), s * (half + side)))
-        d.add(box(x0, -tall * 0.4, x1, -3, 6), 1)
-    d.add(rounded([(-half + 5, -tall), (half - 5, -tall), (half, 0), (-half, 0)], 20), BODY)
-    d.mark(line(-half + 4, -tall + flap, half - 4, -tall + flap, 3), INK)
-    d.add(box(4, -tall + flap, 9, -tall + flap + 9, 2), 2, shaded=False)
-    d.add(box(-half + 8, -pocket, half - 8, -6, 9), 1)
-    d.mark(line(-half + 13, -pocket + 9, half - 13, -pocket + 9, 2.4), INK)
-    d.top, d.front, d.neck, d.unit = (0, -tall - 8), (0, -pocket / 2), (0, -tall + flap, half), 9
-
-
 def bowl(d: Drawing, p: Proportions) -> None:
     """A wide open bowl on a foot, with something heaped in it."""
     deep, foot, rim, heap = between(34, 56, p[1]), between(14, 28, p[2]), between(7, 15, p[3]), between(0, 26, p[4])
