@@ -5,6 +5,7 @@ import itertools
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -32,7 +33,9 @@ def digest(seed: int) -> str:
 
 def test_same_seed_same_bytes_in_another_process():
     program = "from tests.test_miniature_world import digest; print(digest(12), digest(10**9 + 5))"
-    printed = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout.split()
+    command = [sys.executable, "-c", program]
+    root = Path(__file__).parents[1]
+    printed = subprocess.run(command, capture_output=True, text=True, check=True, cwd=root).stdout.split()
     assert printed == [digest(12), digest(10**9 + 5)]
     assert len(set(printed)) == 2
 
