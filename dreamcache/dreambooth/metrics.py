@@ -1,0 +1,145 @@
+"""The benchmark's metrics and their uncertainty: pure functions of embeddings and of scores (paper Section 4).
+
+DINO and CLIP-I are the cosine between a generated and a real image of the subject, CLIP-T the cosine between a generated
+image and its prompt, plain, without the factor of 2.5 that some tools apply. The masked variants, MDINO and MCLIP-I, are
+the same functions, given embeddings of masked images.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[np.floating]
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A mean with its 95% interval, [low, high]; `count` values of `groups` subjects went into it.
+
+    `mean` counts every value alike, `subject_mean` every subject; where all subjects have as many values they agree.
+    The interval belongs to `mean`.
+    """
+
+    mean: float
+    low: float
+    high: float
+    subject_mean: float
+    count: int
+    groups: int
+
+
+def cosines(first: Array, second: Array) -> NDArray[np.float64]:
+    """Cosines of embeddings row by row, (N, D) and (N, D) to (N,) float64; also of (N, D) with all of (R, D) to (N, R).
+
+    The second form is meant by a second array of shape (1, R, D).
+
+    Raises:
+        ValueError: when shapes do not fit, or an embedding is zero or not finite.
+    """
+    first, second = _unit(first), _unit(second)
+    if second.ndim == 3 and first.ndim == 2 and second.shape[2] == first.shape[1]:
+        return first @ second[0].T
+    if first.shape != second.shape or first.ndim != 2:
+        raise ValueError(f"embeddings of shapes {first.shape} and {second.shape} have no cosines row by row")
+    return (first * second).sum(-1)
+
+
+def image_similarity(generated: Array, references: Array) -> NDArray[np.float64]:
+    """DINO or CLIP-I of each generated image: its mean cosine with the references, (N, D) and (R, D) to (N,) float64.
+
+    R is 1 under the protocol one-reference, and the number of the subject's images under all-references.
+    """
+    return cosines(generated, references[None]).mean(1)
+
+
+def text_similarity(generated: Array, prompts: Array) -> NDArray[np.float64]:
+    """CLIP-T of each generated image with its own prompt, (N, D) and (N, D) to (N,) float64."""
+    return cosines(generated, prompts)
+
+
+def pair_similarity(images: Array) -> list[tuple[int, int, float]]:
+    """Real against real: (i, j, cosine) of all distinct pairs i < j of a subject's R real images, (R, D)."""
+    table = cosines(images, images[None])
+    return [(i, j, float(table[i, j])) for i in range(len(images)) for j in range(i + 1, len(images))]
+
+
+def estimate(
+    values: Sequence[float],
+    subjects: Sequence[str],
+    weights: Sequence[float] | None = None,
+    resamples: int = 10_000,
+    seed: int = 0,
+) -> Estimate:
+    """The mean of scores with a 95% bootstrap interval over subjects.
+
+    Whole subjects are drawn, since the images of one are alike. The interval is the percentile one, from `resamples`
+    draws with `seed`; with a single subject it is not known, and is NaN.
+
+    Args:
+        values: N scores.
+        subjects: the subject of each.
+        weights: how much each counts, all alike by default; the number of references makes a mean over pairs.
+
+    Raises:
+        ValueError: when there is no score, lengths differ, or a score is not finite.
+    """
+    scores = np.asarray(values, dtype=np.float64)
+    weight = np.ones_like(scores) if weights is None else np.asarray(weights, dtype=np.float64)
+    if not len(scores) or not len(scores) == len(subjects) == len(weight):
+        raise ValueError(f"{len(scores)} scores of {len(subjects)} subjects with {len(weight)} weights: no mean")
+    if not np.isfinite(scores).all():
+        raise ValueError(f"{int((~np.isfinite(scores)).sum())} of {len(scores)} scores are not finite")
+    # In order of name, so that the interval does not depend on the order of rows.
+    names, index = np.unique(np.asarray(subjects), return_inverse=True)
+    sums = np.bincount(index, scores * weight, len(names))
+    totals = np.bincount(index, weight, len(names))
+    low = high = float("nan")
+    if len(names) > 1:
+        draws = np.random.default_rng(seed).integers(len(names), size=(resamples, len(names)))
+        low, high = np.quantile(sums[draws].sum(1) / totals[draws].sum(1), [0.025, 0.975])
+    return Estimate(
+        mean=float(sums.sum() / totals.sum()),
+        low=float(low),
+        high=float(high),
+        subject_mean=float((sums / totals).mean()),
+        count=len(scores),
+        groups=len(names),
+    )
+
+
+def paired_difference(
+    first: Mapping[str, float],
+    second: Mapping[str, float],
+    subjects: Mapping[str, str],
+    weights: Mapping[str, float] | None = None,
+    seed: int = 0,
+) -> Estimate:
+    """The mean of first minus second over the cases that both have, with a 95% bootstrap interval over subjects.
+
+    Args:
+        first, second: scores by case, sampled with the same seeds.
+        subjects: the subject by case.
+        weights: as for `estimate`, by case.
+
+    Raises:
+        ValueError: when no case is in both.
+    """
+    common = sorted(first.keys() & second.keys())
+    if not common:
+        raise ValueError("the two sets of scores have no case in common, so that there is nothing to pair")
+    return estimate(
+        [first[case] - second[case] for case in common],
+        [subjects[case] for case in common],
+        None if weights is None else [weights[case] for case in common],
+        seed=seed,
+    )
+
+
+def _unit(embeddings: Array) -> NDArray[np.float64]:
+    embeddings = np.asarray(embeddings, dtype=np.float64)
+    length = np.linalg.norm(embeddings, axis=-1, keepdims=True)
+    if not np.isfinite(length).all() or not length.all():
+        raise ValueError("an embedding is zero or not finite: it has no cosine")
+    return embeddings / length
