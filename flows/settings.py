@@ -1,0 +1,81 @@
+"""Dotted settings, `images.guidance_scale=5.0`, laid over a profile; wrong names answer with the nearest right ones."""
+
+from __future__ import annotations
+
+import difflib
+import json
+from collections.abc import Iterable, Mapping
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ValidationError
+
+Model = TypeVar("Model", bound=BaseModel)
+
+
+def parse_settings(texts: Iterable[str]) -> dict[str, Any]:
+    """`NAME=VALUE` texts as a mapping; a value is JSON where it parses as such (5.0, true, null, [1]), else a string.
+
+    Raises ValueError for a text without "=".
+    """
+    settings = {}
+    for text in texts:
+        name, equals, value = text.partition("=")
+        if not equals or not name:
+            raise ValueError(f"setting {text!r} is not of the form name=value, such as images.guidance_scale=5.0")
+        try:
+            settings[name.strip()] = json.loads(value)
+        except ValueError:
+            settings[name.strip()] = value
+    return settings
+
+
+def with_settings(model: Model, settings: Mapping[str, Any]) -> Model:
+    """A copy of a configuration with dotted settings changed, validated as a whole.
+
+    Raises ValueError, in one line, for a name that does not exist (with the nearest that do) or a value that does not
+    fit.
+    """
+    data = model.model_dump(exclude_unset=False)
+    names = list(setting_names(model))
+    for name, value in settings.items():
+        *parents, last = name.split(".")
+        place: Any = data
+        for part in parents:
+            place = place.get(part) if isinstance(place, dict) else None
+        if not isinstance(place, dict) or last not in place:
+            raise ValueError(f"there is no setting {name}{_nearest(name, names)}")
+        place[last] = value
+    try:
+        return type(model).model_validate(data)
+    except ValidationError as error:
+        raise ValueError(one_line(error)) from None
+
+
+def setting_names(model: BaseModel, prefix: str = "") -> Iterable[str]:
+    """The dotted names of all settings of a configuration, innermost ones only."""
+    for name in type(model).model_fields:
+        value = getattr(model, name)
+        if isinstance(value, BaseModel):
+            yield from setting_names(value, f"{prefix}{name}.")
+        else:
+            yield prefix + name
+
+
+def one_line(error: ValidationError) -> str:
+    """A validation error as `name: what is wrong (got VALUE)`, one line for all of them."""
+    return "; ".join(
+        f"{'.'.join(map(str, item['loc'])) or 'settings'}: {item['msg'][0].lower()}{item['msg'][1:]} (got {item['input']!r:.60})"
+        for item in error.errors()
+    )
+
+
+def nearest_of(name: str, names: Iterable[str]) -> str:
+    """`; did you mean A or B?` with the names that look like `name`, or all of them where none does."""
+    names = list(names)
+    return _nearest(name, names) or f"; there are {', '.join(names)}"
+
+
+def _nearest(name: str, names: list[str]) -> str:
+    near = difflib.get_close_matches(name, names, n=3, cutoff=0.6)
+    near = near or [full for full in names if full.rpartition(".")[2] == name.rpartition(".")[2]][:3]
+    return f"; did you mean {' or '.join(near)}?" if near else ""
