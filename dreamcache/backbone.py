@@ -1,0 +1,193 @@
+"""The backbone: a frozen Stable Diffusion's VAE, text encoder and U-Net (paper Section 3)."""
+
+import hashlib
+import os
+import re
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from diffusers import AutoencoderKL, UNet2DConditionModel
+
+WEIGHTED_PARTS = ("unet", "vae", "text_encoder")
+# One weight file a part (or its numbered pieces); a repository holds the same weights in several forms.
+_FILES = (
+    "model_index.json",
+    "scheduler/*.json",
+    "tokenizer/*",
+    *(f"{part}/config.json" for part in WEIGHTED_PARTS),
+    *(f"{part}/*model.safetensors*" for part in WEIGHTED_PARTS),
+    *(f"{part}/*model-0*.safetensors" for part in WEIGHTED_PARTS),
+)
+
+
+class Backbone:
+    """A frozen Stable Diffusion in parts: all that the method needs of it, with nothing trained."""
+
+    def __init__(
+        self, vae: "AutoencoderKL", text_encoder: Any, tokenizer: Any, unet: "UNet2DConditionModel", scheduler: Any,
+        folder: Path, location: str,
+    ) -> None:  # fmt: skip
+        self.vae, self.text_encoder, self.tokenizer, self.unet, self.scheduler = (
+            vae, text_encoder, tokenizer, unet, scheduler,
+        )  # fmt: skip
+        self.folder, self.location = folder, location
+        self.alphas_cumprod: Tensor = scheduler.alphas_cumprod.float().to(unet.device)
+        for module in (vae, text_encoder, unet):
+            module.requires_grad_(False).eval()
+
+    @property
+    def device(self) -> torch.device:
+        return self.unet.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.unet.dtype
+
+    @property
+    def vae_scale_factor(self) -> int:
+        """Pixels a latent pixel has along a side."""
+        return 2 ** (len(self.vae.config.block_out_channels) - 1)
+
+    @property
+    def image_size(self) -> int:
+        """The side in pixels of the images that the U-Net was trained on."""
+        return self.unet.config.sample_size * self.vae_scale_factor
+
+    @property
+    def latent_shape(self) -> tuple[int, int, int]:
+        """Channels, height and width of one image's latents."""
+        return (self.unet.config.in_channels, self.unet.config.sample_size, self.unet.config.sample_size)
+
+    @property
+    def prediction_type(self) -> str:
+        """What the U-Net predicts: "epsilon" (the noise) or "v_prediction"."""
+        return self.scheduler.config.prediction_type
+
+    @property
+    def timesteps(self) -> int:
+        """The number of training timesteps."""
+        return len(self.alphas_cumprod)
+
+    @cached_property
+    def identity(self) -> str:
+        """The digest of the weights of U-Net, VAE and text encoder, wherever they lie."""
+        return weights_identity(self.folder)
+
+    @torch.no_grad()
+    def encode_images(self, images: Tensor) -> Tensor:
+        """Images (B, 3, H, W) in [-1, 1] to scaled latents (B, C, H/8, W/8), the mode of the VAE's distribution."""
+        images = images.to(self.device, self.dtype)
+        return self.vae.encode(images).latent_dist.mode() * self.vae.config.scaling_factor
+
+    @torch.no_grad()
+    def decode_latents(self, latents: Tensor) -> Tensor:
+        """Scaled latents (B, C, h, w) to images (B, 3, 8h, 8w), float32 in [0, 1]."""
+        images = self.vae.decode(latents.to(self.vae.dtype) / self.vae.config.scaling_factor).sample
+        return (images.float() / 2 + 0.5).clamp(0, 1)
+
+    @torch.no_grad()
+    def encode_prompts(self, prompts: Sequence[str]) -> Tensor:
+        """Prompts to the text encoder's last hidden states (B, L, D); "" is the null text. Longer ones are cut."""
+        length = min(self.tokenizer.model_max_length, self.text_encoder.config.max_position_embeddings)
+        tokens = self.tokenizer(
+            list(prompts), padding="max_length", max_length=length, truncation=True, return_tensors="pt"
+        )
+        mask = None
+        if getattr(self.text_encoder.config, "use_attention_mask", False):
+            mask = tokens.attention_mask.to(self.device)
+        return self.text_encoder(tokens.input_ids.to(self.device), attention_mask=mask)[0]
+
+    def add_noise(self, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+        """The forward process: latents (B, C, h, w) with as much noise as timesteps (B,) ask for."""
+        signal, share = self._signal_and_noise(timesteps)
+        return (signal * latents.float() + share * noise.float()).to(latents.dtype)
+
+    def training_target(self, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+        """What the U-Net should predict, float32: the noise (paper Eq. 6), or v for a v-prediction model."""
+        if self.prediction_type == "epsilon":
+            return noise.float()
+        if self.prediction_type == "v_prediction":
+            signal, share = self._signal_and_noise(timesteps)
+            return signal * noise.float() - share * latents.float()
+        raise ValueError(f"the backbone predicts {self.prediction_type!r}; epsilon and v_prediction are known")
+
+    def _signal_and_noise(self, timesteps: Tensor) -> tuple[Tensor, Tensor]:
+        alphas = self.alphas_cumprod[timesteps.to(self.alphas_cumprod.device)].view(-1, 1, 1, 1)
+        return alphas.sqrt(), (1 - alphas).sqrt()
+
+
+def load_backbone(
+    location: str | Path, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32
+) -> Backbone:
+    """Load a Stable Diffusion in diffusers' layout, frozen, from a local folder or by its name on the Hub.
+
+    FileNotFoundError says where the weights are to be had; ValueError if the folder holds something else.
+    """
+    from diffusers import AutoencoderKL, UNet2DConditionModel
+    from diffusers.schedulers import scheduling_ddpm
+    from transformers import AutoTokenizer, CLIPTextModel
+
+    folder = _local_folder(str(location))
+    try:
+        unet = UNet2DConditionModel.from_pretrained(folder, subfolder="unet", torch_dtype=dtype)
+        vae = AutoencoderKL.from_pretrained(folder, subfolder="vae", torch_dtype=dtype)
+        text_encoder = CLIPTextModel.from_pretrained(folder, subfolder="text_encoder", dtype=dtype)
+        tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer")
+        # Only the noise schedule matters here; the DDPM class reads every Stable Diffusion's.
+        scheduler = scheduling_ddpm.DDPMScheduler.from_pretrained(folder, subfolder="scheduler")
+    except (OSError, ValueError, KeyError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ValueError(f"{location} is no complete Stable Diffusion in diffusers' layout: {reason}") from error
+    return Backbone(
+        vae.to(device), text_encoder.to(device), tokenizer, unet.to(device), scheduler, folder, str(location)
+    )  # fmt: skip
+
+
+def weights_identity(folder: Path) -> str:
+    """The sha256 over the weight files of U-Net, VAE and text encoder: the same wherever the folder lies."""
+    total = hashlib.sha256()
+    for part in WEIGHTED_PARTS:
+        files = sorted(f for f in (folder / part).glob("*.safetensors") if not f.name.endswith(".fp16.safetensors"))
+        files = files or sorted((folder / part).glob("*.safetensors")) or sorted((folder / part).glob("*.bin"))
+        if not files:
+            raise FileNotFoundError(f"{folder / part} holds no weights")
+        for file in files:
+            total.update(f"{part} {_file_digest(file)}\n".encode())
+    return total.hexdigest()
+
+
+def _file_digest(file: Path) -> str:
+    # In the Hub's cache a large file's real name is its sha256, so gigabytes need not be read again.
+    if re.fullmatch("[0-9a-f]{64}", file.resolve().name):
+        return file.resolve().name
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _local_folder(location: str) -> Path:
+    folder = Path(location).expanduser()
+    if (folder / "model_index.json").is_file():
+        return folder
+    if folder.exists() or not re.fullmatch(r"[\w.-]+/[\w.-]+", location) or location.startswith("."):
+        raise FileNotFoundError(
+            f"no Stable Diffusion in {location!r}: give a folder in diffusers' layout (with model_index.json) or a "
+            "name on the Hub such as stable-diffusion-v1-5/stable-diffusion-v1-5"
+        )
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+    try:
+        return Path(snapshot_download(location, allow_patterns=list(_FILES)))
+    except (OSError, HfHubHTTPError, HFValidationError) as error:
+        offline = " (HF_HUB_OFFLINE is set)" if os.environ.get("HF_HUB_OFFLINE", "0") not in ("", "0") else ""
+        raise FileNotFoundError(
+            f"{location} is not on this machine and could not be fetched{offline}: see https://huggingface.co/{location}"
+            ", accept its terms there if it is gated and set HF_TOKEN (or `hf auth login`), or download it elsewhere "
+            f"and give the local folder instead ({type(error).__name__})"
+        ) from error
