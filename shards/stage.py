@@ -129,10 +129,10 @@ class ShardWriter:
         self._rejected: Counter[str] = Counter()
         self._data = HashingFile(files.temporary_beside(plan.path))
         self._rejects = HashingFile(files.temporary_beside(rejects_path(plan.path)))
-        self._tar = None
+        self._tar: tarfile.TarFile | None = None
         if plan.spec.suffix == ".tar":
             # The stream mode never seeks back, so the checksum can be taken while writing.
-            self._tar = tarfile.open(fileobj=self._data, mode="w|", format=tarfile.USTAR_FORMAT)  # type: ignore[arg-type]
+            self._tar = tarfile.open(fileobj=self._data, mode="w|", format=tarfile.USTAR_FORMAT)  # type: ignore[call-overload]
         files.reached(f"{plan.name} opened")
 
     def add(self, record: Mapping[str, Any], parts: Mapping[str, bytes] | None = None) -> None:

@@ -1,0 +1,52 @@
+"""What the stages' configurations share: content settings apart from execution settings, and seeds of records."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any, ClassVar, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Dtype = Literal["float32", "float16", "bfloat16"]
+
+
+class Execution(BaseModel):
+    """How a stage runs, recorded but never a reason to run it again. `device` "auto" is the GPU if there is one."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    device: str = "auto"
+    batch_size: int = Field(default=8, ge=1)
+    threads: int | None = Field(default=None, ge=1, description="CPU threads of the models; none leaves torch's choice")
+
+
+class StageConfig(BaseModel):
+    """A stage's settings. Every field decides its output, except `execution` and the models' `LOCATIONS`: a model is
+    known by its weights' identity, wherever they lie."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    LOCATIONS: ClassVar[tuple[str, ...]] = ()
+
+    def content(self) -> dict[str, Any]:
+        """The settings that belong in a digest, as plain JSON values."""
+        return self.model_dump(mode="json", exclude={"execution", *self.LOCATIONS})
+
+    def locations(self) -> dict[str, str]:
+        """Role -> folder or Hub name of the models that are set."""
+        return {role: location for role in self.LOCATIONS if (location := getattr(self, role)) is not None}
+
+
+def derived_seed(*parts: int | str) -> int:
+    """A seed of 53 bits, exact in every JSON reader, from the dataset's seed and names such as a record's key."""
+    text = "\0".join(str(part) for part in parts)
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8]) >> 11
+
+
+def torch_device(execution: Execution) -> Any:
+    """The torch device of an execution, after setting the number of CPU threads that it asks for."""
+    import torch
+
+    if execution.threads is not None:
+        torch.set_num_threads(execution.threads)
+    if execution.device != "auto":
+        return torch.device(execution.device)
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
