@@ -1,0 +1,84 @@
+"""A block of shards made stage by stage in one process, so that each model is loaded once and one GPU suffices."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from datagen import assemble, captions, dedup, gates, images, masks
+from datagen.dataset import Dataset
+from shards.markers import Marker
+
+
+class Block:
+    """Makes shards one at a time; holds the model of the stage at hand and lets go of it when another stage begins."""
+
+    def __init__(self, dataset: Dataset) -> None:
+        self.dataset = dataset
+        self._stage: str | None = None
+        self._engine: Any = None
+
+    def make(self, stage: str, index: int, report: Callable[[int, int], None]) -> Marker | None:
+        """Make a shard unless it is up to date, in which case no model is loaded and None is returned.
+
+        `report` is called with the records done and all records of the shard, batch by batch.
+        """
+        plan = self.dataset.plan(stage, index)
+        if plan.state() == "done":
+            return None
+        config, seed = self.dataset.config, self.dataset.config.seed
+        engine = self._engine_of(stage)
+        try:
+            match stage:
+                case "captions":
+                    count, taxonomy = config.captions_per_shard, self.dataset.taxonomy
+                    marker = captions.run(plan, config.captions, taxonomy, seed, count, engine, report)
+                case "dedup":
+                    asked_for = config.captions_per_shard * (index + 1)
+                    earlier = [self.dataset.path("dedup", number) for number in range(index)]
+                    marker = dedup.run(plan, config.dedup, engine, asked_for, earlier)
+                case "images":
+                    marker = images.run(plan, config.images, engine, report)
+                case "masks":
+                    boxes, cutter = engine
+                    marker = masks.run(plan, config.masks, boxes, cutter, report)
+                case "gates":
+                    marker = gates.run(plan, config.gates)
+                case "triplets":
+                    marker = assemble.run(plan)
+                case _:
+                    raise AssertionError(f"there is no stage {stage}")
+        except BaseException:
+            self.release()  # the caption index of a broken-off shard holds captions that were never kept
+            raise
+        self.dataset.shard_made(stage, index)
+        return marker
+
+    def _engine_of(self, stage: str) -> Any:
+        config = self.dataset.config
+        if stage == "dedup" and isinstance(self._engine, dedup.CaptionIndex):
+            return self._engine
+        if stage != self._stage:
+            self.release()
+            match stage:
+                case "captions":
+                    self._engine = captions.TransformersCaptioner(config.captions)
+                case "dedup":
+                    self._engine = dedup.CaptionIndex(config.dedup)
+                case "images":
+                    self._engine = images.DiffusersPainter(config.images)
+                case "masks":
+                    self._engine = masks.TransformersBoxFinder(config.masks), masks.TransformersMaskCutter(config.masks)
+            self._stage = stage
+        return self._engine
+
+    def release(self) -> None:
+        """Let go of the model and its GPU memory."""
+        import gc
+        import sys
+
+        self._stage = self._engine = None
+        gc.collect()
+        torch = sys.modules.get("torch")
+        if torch is not None and torch.cuda.is_available():
+            torch.cuda.empty_cache()
