@@ -104,10 +104,10 @@ class DiffusersPainter:
         replaced: dict[str, Any] = {}
         if config.vae is not None:
             replaced["vae"] = AutoencoderKL.from_pretrained(
-                config.vae, **pinned(config.vae), use_safetensors=True, torch_dtype=dtype
+                config.vae, **pinned(config.vae), use_safetensors=True, dtype=dtype
             )
         pipeline = DiffusionPipeline.from_pretrained(
-            config.model, **pinned(config.model), use_safetensors=True, torch_dtype=dtype, **replaced
+            config.model, **pinned(config.model), use_safetensors=True, dtype=dtype, **replaced
         )
         self.pipeline = pipeline.to(device)
         self.pipeline.set_progress_bar_config(disable=True)

@@ -201,7 +201,13 @@ class TransformersBoxFinder:
         queries: list[Any] = [self.config.query.format(noun=noun) for noun in nouns]
         if not self.reads_sentences:
             queries = [[query] for query in queries]
-        inputs = self.processor(images=list(images), text=queries, return_tensors="pt", padding=True)
+        inputs = self.processor(
+            images=list(images),
+            text=queries,
+            return_tensors="pt",
+            padding=True if self.reads_sentences else "max_length",
+            truncation=True,
+        )
         inputs = inputs.to(self.device, dtype=self.model.dtype)
         with torch.inference_mode():
             outputs = self.model(**inputs)
