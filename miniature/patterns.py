@@ -43,14 +43,14 @@ def pattern_mask(pattern: str, period: float, angle: float, width: int, centre: 
     if pattern == "zigzag":
         return _fraction(u + 0.8 * np.abs(_fraction(v * 0.8) - 0.5)) < 0.5
     if pattern == "diamonds":
-        return np.abs(_fraction(u) - 0.5) + np.abs(_fraction(v * 0.7) - 0.5) < 0.36
+        return np.abs(_fraction(u + 0.5) - 0.5) + np.abs(_fraction(v * 0.7 + 0.5) - 0.5) < 0.38
     if pattern == "rings":
         return _fraction(np.sqrt(u * u + v * v) + 0.25) < 0.5
     if pattern == "patches":
-        return np.sin(4.4 * u + 1.9 * np.sin(3.2 * v)) + np.sin(5.0 * v + 1.3 * np.sin(2.4 * u)) > 0.25
+        return np.sin(4.4 * u + 1.9 * np.sin(3.2 * v)) + np.sin(5.0 * v + 1.3 * np.sin(2.4 * u)) > 0.0
     # dots and stars sit on a lattice whose odd rows are shifted by half a period
-    row = np.floor(v)
-    x, y = _fraction(u + 0.5 * (row % 2)) - 0.5, v - row - 0.5
+    row = np.floor(v + 0.5)
+    x, y = _fraction(u + 0.5 + 0.5 * (row % 2)) - 0.5, v - row
     if pattern == "dots":
         return x * x + y * y < 0.1
     return np.sqrt(x * x + y * y) < 0.36 + 0.1 * np.cos(5 * np.arctan2(x, -y))

@@ -56,6 +56,8 @@ _HUES = (0, 14, 28, 44, 56, 84, 128, 160, 180, 200, 220, 245, 270, 292, 315, 338
 _COLOUR_DISTANCE = 230.0  # between any two of a palette, as `_distance` measures
 _LUMA_DISTANCE = 45.0  # between main and pattern colour, so that the pattern shows in light and dark too
 
+_VISIBLE_CHANGE = 0.16  # of full contrast, summed over RGB and alpha, per covered pixel
+
 
 @dataclass(frozen=True)
 class Instance:
@@ -90,23 +92,14 @@ def sample_instance(class_name: str, rng: np.random.Generator) -> Instance:
 
 
 def sample_palette_sharer(instance: Instance, rng: np.random.Generator) -> Instance:
-    """Draw another instance of the same class and palette that differs in its pattern, its proportions, or both."""
-    change = rng.choice(("pattern", "proportions", "both"), p=(0.45, 0.15, 0.4))
-    sharer = instance
-    if change != "proportions":
-        other = [pattern for pattern in PATTERNS if pattern != instance.pattern]
-        sharer = replace(
-            sharer,
-            pattern=str(rng.choice(other)),
-            pattern_scale=round(float(rng.uniform(*_PERIODS)), 3),
-            pattern_angle=round(float(rng.uniform(0, 180)), 1),
-        )
-    if change != "pattern":
-        # half a range away on every proportion, give or take a tenth: it cannot pass for the same build
-        shift = 0.5 + rng.uniform(-0.1, 0.1, len(instance.proportions))
-        moved = (np.array(instance.proportions) + shift) % 1.0
-        sharer = replace(sharer, proportions=tuple(round(float(value), 3) for value in moved))
-    return sharer
+    """Draw another instance of the same class and palette that visibly differs in pattern, proportions, or both."""
+    looks = _looks(instance)
+    while True:
+        sharer = _change(instance, rng)
+        other = _looks(sharer)
+        # a pattern may fall where little of the body shows: take the change only if it can be seen
+        if np.abs(other - looks).sum() >= _VISIBLE_CHANGE * np.maximum(other, looks)[..., 3].sum():
+            return sharer
 
 
 def draw_subject(instance: Instance, size: int, *, flip: bool = False) -> Image.Image:
@@ -124,6 +117,31 @@ def draw_subject(instance: Instance, size: int, *, flip: bool = False) -> Image.
     add_accessory(drawing, instance.accessory)
     image = rasterise(drawing, instance.palette, instance.pattern, instance.pattern_scale, instance.pattern_angle, size)
     return image.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if flip else image
+
+
+def _change(instance: Instance, rng: np.random.Generator) -> Instance:
+    """The instance with another pattern, clearly other proportions, or both."""
+    change = rng.choice(("pattern", "proportions", "both"), p=(0.45, 0.15, 0.4))
+    changed = instance
+    if change != "proportions":
+        patterns = [pattern for pattern in PATTERNS if pattern != instance.pattern]
+        changed = replace(
+            changed,
+            pattern=str(rng.choice(patterns)),
+            pattern_scale=round(float(rng.uniform(*_PERIODS)), 3),
+            pattern_angle=round(float(rng.uniform(0, 180)), 1),
+        )
+    if change != "pattern":
+        # half a range away on every proportion, give or take a tenth: it cannot pass for the same build
+        shift = 0.5 + rng.uniform(-0.1, 0.1, len(instance.proportions))
+        moved = (np.array(instance.proportions) + shift) % 1.0
+        changed = replace(changed, proportions=tuple(round(float(value), 3) for value in moved))
+    return changed
+
+
+def _looks(instance: Instance) -> np.ndarray:
+    """A small drawing with premultiplied alpha, (32, 32, 4) float in [0, 255]."""
+    return np.asarray(draw_subject(instance, 32).convert("RGBa"), dtype=np.float32)
 
 
 def _sample_palette(rng: np.random.Generator) -> tuple[Colour, ...]:
