@@ -11,11 +11,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from dreamcache.cache import DEFAULT_LAYERS, find_layer, unwrap
+from dreamcache.cache import DEFAULT_LAYERS, UNet, find_layer, unwrap
+from dreamcache.checkpoints import written_at_once
 
 if TYPE_CHECKING:
-    from diffusers import UNet2DConditionModel
-
     from dreamcache.backbone import Backbone
 
 
@@ -83,7 +82,7 @@ class AdapterSet(nn.Module):
     @classmethod
     def for_unet(
         cls,
-        unet: "UNet2DConditionModel",
+        unet: UNet,
         layers: Iterable[str] = DEFAULT_LAYERS,
         backbone_identity: str | None = None,
         seed: int = 0,
@@ -112,9 +111,7 @@ class AdapterSet(nn.Module):
             adapters = cls(shapes, config["backbone_identity"])
             adapters.load_tensors(load_file(folder / "adapters.safetensors"), str(folder))
         except (json.JSONDecodeError, KeyError, TypeError, SafetensorError) as error:
-            raise ValueError(
-                f"the adapters in {folder} cannot be read ({error}): train them again"
-            ) from error
+            raise ValueError(f"the adapters in {folder} cannot be read ({error}): train them again") from error
         if backbone is not None:
             adapters.check_backbone(backbone)
             adapters = adapters.to(backbone.device)
@@ -124,16 +121,18 @@ class AdapterSet(nn.Module):
         """Write `adapters.safetensors` and `config.json` into a folder, which is made if need be."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        save_file(self.tensors(), folder / "adapters.safetensors")
+        with written_at_once(folder / "adapters.safetensors") as temporary:
+            save_file(self.tensors(), temporary)
         config = {
             "backbone_identity": self.backbone_identity,
             "layers": {layer: vars(self[layer].shape) for layer in self.layers},
             "parameters": sum(parameter.numel() for parameter in self.parameters()),
         }
-        (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+        with written_at_once(folder / "config.json") as temporary:
+            temporary.write_text(json.dumps(config, indent=2) + "\n")
 
     @classmethod
-    def from_released(cls, file: str | Path, unet: "UNet2DConditionModel | Backbone") -> "AdapterSet":
+    def from_released(cls, file: str | Path, unet: "UNet | Backbone") -> "AdapterSet":
         """Adapters from the authors' `cross_attention-STEP.pt` (see `released.read_released`)."""
         from dreamcache.released import read_released
 
@@ -173,7 +172,7 @@ class AdapterSet(nn.Module):
             )
 
 
-def layer_shape(unet: "UNet2DConditionModel", layer: str) -> LayerShape:
+def layer_shape(unet: UNet, layer: str) -> LayerShape:
     """A layer's sizes, read off its modules; ValueError if adapters cannot condition it."""
     transformer = find_layer(unet, layer)
     blocks = transformer.transformer_blocks

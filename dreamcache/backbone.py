@@ -6,13 +6,10 @@ import re
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
-
-if TYPE_CHECKING:
-    from diffusers import AutoencoderKL, UNet2DConditionModel
 
 WEIGHTED_PARTS = ("unet", "vae", "text_encoder")
 # One weight file a part (or its numbered pieces); a repository holds the same weights in several forms.
@@ -30,12 +27,10 @@ class Backbone:
     """A frozen Stable Diffusion in parts: all that the method needs of it, with nothing trained."""
 
     def __init__(
-        self, vae: "AutoencoderKL", text_encoder: Any, tokenizer: Any, unet: "UNet2DConditionModel", scheduler: Any,
-        folder: Path, location: str,
-    ) -> None:  # fmt: skip
-        self.vae, self.text_encoder, self.tokenizer, self.unet, self.scheduler = (
-            vae, text_encoder, tokenizer, unet, scheduler,
-        )  # fmt: skip
+        self, vae: Any, text_encoder: Any, tokenizer: Any, unet: Any, scheduler: Any, folder: Path, location: str
+    ) -> None:
+        self.vae, self.text_encoder, self.unet = vae, text_encoder, unet
+        self.tokenizer, self.scheduler = tokenizer, scheduler
         self.folder, self.location = folder, location
         self.alphas_cumprod: Tensor = scheduler.alphas_cumprod.float().to(unet.device)
         for module in (vae, text_encoder, unet):
@@ -137,16 +132,15 @@ def load_backbone(
     try:
         unet = UNet2DConditionModel.from_pretrained(folder, subfolder="unet", torch_dtype=dtype)
         vae = AutoencoderKL.from_pretrained(folder, subfolder="vae", torch_dtype=dtype)
-        text_encoder = CLIPTextModel.from_pretrained(folder, subfolder="text_encoder", dtype=dtype)
+        text_encoder: Any = CLIPTextModel.from_pretrained(folder, subfolder="text_encoder", dtype=dtype)
         tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer")
         # Only the noise schedule matters here; the DDPM class reads every Stable Diffusion's.
         scheduler = scheduling_ddpm.DDPMScheduler.from_pretrained(folder, subfolder="scheduler")
     except (OSError, ValueError, KeyError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ValueError(f"{location} is no complete Stable Diffusion in diffusers' layout: {reason}") from error
-    return Backbone(
-        vae.to(device), text_encoder.to(device), tokenizer, unet.to(device), scheduler, folder, str(location)
-    )  # fmt: skip
+    vae, text_encoder, unet = vae.to(device), text_encoder.to(device), unet.to(device)
+    return Backbone(vae, text_encoder, tokenizer, unet, scheduler, folder, str(location))
 
 
 def weights_identity(folder: Path) -> str:

@@ -4,7 +4,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 from PIL import Image
@@ -15,9 +15,10 @@ from torch import Tensor, nn
 from dreamcache.reference import reference_image, to_tensor
 
 if TYPE_CHECKING:
-    from diffusers import UNet2DConditionModel
-
     from dreamcache.backbone import Backbone
+
+# diffusers.UNet2DConditionModel, whose base class has no types that mypy could follow.
+UNet: TypeAlias = Any
 
 # The mid block's transformer and every second one of the decoder (paper Section 3.1, Table 5).
 DEFAULT_LAYERS = (
@@ -130,7 +131,7 @@ class _AllCollected(Exception):
 
 @torch.no_grad()
 def collect_features(
-    unet: "UNet2DConditionModel", sample: Tensor, timesteps: Tensor, text: Tensor, layers: Sequence[str]
+    unet: UNet, sample: Tensor, timesteps: Tensor, text: Tensor, layers: Sequence[str]
 ) -> dict[str, Tensor]:
     """The inputs (B, C, H, W) of spatial transformers, before their GroupNorm and `proj_in`, in the order of layers.
 
@@ -160,7 +161,7 @@ def collect_features(
     return {layer: features[layer] for layer in layers}
 
 
-def find_layer(unet: "UNet2DConditionModel", layer: str) -> Any:
+def find_layer(unet: UNet, layer: str) -> Any:
     """The spatial transformer of that dotted name; ValueError names those that there are."""
     from diffusers.models.transformers.transformer_2d import Transformer2DModel
 
@@ -174,6 +175,6 @@ def find_layer(unet: "UNet2DConditionModel", layer: str) -> Any:
     return module
 
 
-def unwrap(unet: Any) -> "UNet2DConditionModel":
+def unwrap(unet: Any) -> UNet:
     """The module behind torch.compile's wrapper."""
     return getattr(unet, "_orig_mod", unet)

@@ -3,17 +3,14 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dreamcache.adapters import AdapterSet, ConditioningAdapter, layer_shape
-from dreamcache.cache import FeatureCache, find_layer, unwrap
-
-if TYPE_CHECKING:
-    from diffusers import UNet2DConditionModel
+from dreamcache.cache import FeatureCache, UNet, find_layer, unwrap
 
 
 @dataclass(frozen=True)
@@ -101,7 +98,7 @@ class ConditionedSelfAttention(nn.Module):
 
 @contextmanager
 def conditioned(
-    unet: "UNet2DConditionModel",
+    unet: UNet,
     adapters: AdapterSet | None,
     cache: FeatureCache | None,
     strength: float | Tensor = 1.0,

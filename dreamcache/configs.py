@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 
 class SamplingConfig(BaseModel):
@@ -11,35 +11,47 @@ class SamplingConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     guidance: Literal["combined", "joint"] = "combined"
-    guidance_scale: float = Field(7.5, ge=0, description="text scale in combined guidance, the only one in joint")
-    image_guidance_scale: float = Field(0.4, ge=0, description="reference's scale in combined guidance")
-    steps: int = Field(50, ge=1)
-    eta: float = Field(0.0, ge=0, description="DDIM's share of fresh noise")
-    negative_prompt: str | None = Field(None, description="stands where the paper has the null text")
+    guidance_scale: float = Field(default=7.5, ge=0, description="text scale in combined guidance; joint's only one")
+    image_guidance_scale: float = Field(default=0.4, ge=0, description="reference's scale in combined guidance")
+    steps: int = Field(default=50, ge=1)
+    eta: float = Field(default=0.0, ge=0, description="DDIM's share of fresh noise")
+    negative_prompt: str | None = Field(default=None, description="stands where the paper has the null text")
 
 
 class TrainingConfig(BaseModel):
-    """How adapters are trained; the defaults are the paper's (Section 3.3, 4) and the authors' release's."""
+    """How adapters are trained; the defaults are the paper's (Sections 3.3, 4) and, where it is silent, its release's.
+
+    The loss is the mean over the batch of the squared error of the predicted noise (paper Eq. 6).
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    steps: int = Field(25_000, ge=1)
-    batch_size: int = Field(128, ge=1, description="triplets a step, over all accumulated parts")
-    accumulation: int = Field(1, ge=1, description="parts that a step's batch is computed in; divides batch_size")
-    learning_rate: float = Field(1e-5, gt=0)
-    warmup_steps: int = Field(0, ge=0, description="steps in which the learning rate rises from 0")
-    weight_decay: float = Field(0.01, ge=0)
-    max_grad_norm: float | None = Field(1.0, gt=0)
-    caption_dropout: float = Field(0.07, ge=0, le=1, description="share of triplets that see the null text")
+    steps: int = Field(default=25_000, ge=1)
+    batch_size: int = Field(default=128, ge=1, description="triplets a step, over all accumulated parts")
+    accumulation: int = Field(default=1, ge=1, description="equal parts that a step's batch is computed in")
+    learning_rate: float = Field(default=1e-5, gt=0)
+    warmup_steps: int = Field(default=0, ge=0, description="steps in which the learning rate rises from 0")
+    weight_decay: float = Field(default=0.01, ge=0)
+    max_grad_norm: float | None = Field(default=1.0, gt=0)
+    caption_dropout: float = Field(default=0.07, ge=0, le=1, description="share of triplets that see the null text")
     augment_references: bool = True
+    store_latents: bool = Field(default=True, description="encode targets and captions once and keep them on disk")
     reference_variants: int = Field(
-        0, ge=0, description="augmented references encoded beforehand a triplet; 0: a new one each time it is seen"
+        default=0, ge=0, description="augmented references kept on disk for each triplet; 0: a new one at each visit"
     )
-    min_snr_gamma: float | None = Field(None, gt=0, description="weights the loss by min(SNR, gamma) / SNR")
-    ema_decay: float | None = Field(None, gt=0, lt=1, description="the saved adapters are this average of the weights")
-    held_out: float = Field(0.05, ge=0, lt=1, description="share of triplets never trained on, by hash of the key")
-    validation_every: int = Field(500, ge=1)
-    validation_triplets: int = Field(64, ge=1)
-    checkpoint_every: int = Field(500, ge=1)
-    seed: int = 0
-    dtype: Literal["float32", "bfloat16", "float16"] = Field("float32", description="of the backbone, not the adapters")
+    min_snr_gamma: float | None = Field(default=None, gt=0, description="weights the loss by min(SNR, gamma) / SNR")
+    ema_decay: float | None = Field(default=None, gt=0, lt=1, description="saves this running average of the weights")
+    held_out: float = Field(default=0.05, ge=0, lt=1, description="share never trained on, by hash of the key")
+    validation_every: int = Field(default=500, ge=1)
+    validation_triplets: int = Field(default=64, ge=2)
+    checkpoint_every: int = Field(default=500, ge=1)
+    seed: int = Field(default=0, ge=0)
+    dtype: Literal["float32", "bfloat16"] = Field(default="float32", description="the backbone's; adapters are float32")
+
+    @model_validator(mode="after")
+    def _parts_are_equal(self) -> "TrainingConfig":
+        if self.batch_size % self.accumulation:
+            raise ValueError(f"accumulation {self.accumulation} does not divide batch_size {self.batch_size}")
+        if self.reference_variants and not self.store_latents:
+            raise ValueError("reference_variants are kept with the stored latents: set store_latents")
+        return self

@@ -3,17 +3,13 @@
 import pickle
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from dreamcache.adapters import AdapterSet
 from dreamcache.backbone import Backbone
-from dreamcache.cache import DEFAULT_LAYERS
-
-if TYPE_CHECKING:
-    from diffusers import UNet2DConditionModel
+from dreamcache.cache import DEFAULT_LAYERS, UNet
 
 _NAMES = {
     "attn_mem.to_q.weight": "to_q.weight",
@@ -29,7 +25,7 @@ _NAMES = {
 _KEY = re.compile(r"diffusion_model\.(middle_block|output_blocks\.(\d+))\.1\.transformer_blocks\.0\.(.+)")
 
 
-def read_released(file: str | Path, unet: "UNet2DConditionModel | Backbone") -> AdapterSet:
+def read_released(file: str | Path, unet: UNet | Backbone) -> AdapterSet:
     """Adapters from the authors' checkpoint for SD 1.5 or SD 2.1 base, given the backbone or its U-Net.
 
     FileNotFoundError without the file; ValueError if it is no such checkpoint, does not fit the U-Net, or the backbone

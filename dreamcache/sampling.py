@@ -49,9 +49,7 @@ def sample_images(
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, not {batch_size}")
     if cache is not None and cache.references not in (1, count):
-        raise ValueError(
-            f"the cache holds {cache.references} references for {count} prompts: give 1 or {count}"
-        )
+        raise ValueError(f"the cache holds {cache.references} references for {count} prompts: give 1 or {count}")
     if adapters is not None:
         adapters.check_backbone(backbone)
     if cache is not None and cache.backbone_identity not in (None, backbone.identity):

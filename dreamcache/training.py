@@ -1,0 +1,241 @@
+"""Training the adapters on triplets with the backbone frozen (paper Section 3.3)."""
+
+import hashlib
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from dreamcache.adapters import AdapterSet
+from dreamcache.cache import DEFAULT_LAYERS, FeatureCache, reference_features
+from dreamcache.checkpoints import TrainingLog, load_state, locked_folder, save_state
+from dreamcache.conditioning import conditioned
+from dreamcache.configs import TrainingConfig
+from dreamcache.training_data import TrainingData, collate, store_latents
+from dreamcache.validation import held_out_triplets, prepare_validation, validation_losses
+from shards.markers import checked_marker
+from shards.triplets import TripletShards
+
+if TYPE_CHECKING:
+    from dreamcache.backbone import Backbone
+
+__all__ = ["TrainingConfig", "train_adapters", "training_loss"]
+
+# Settings that a training may be resumed with other values of: they change no step that was taken.
+_CHANGEABLE = {"steps", "validation_every", "validation_triplets", "checkpoint_every"}
+# Reading a loss off a GPU waits for it, so losses are read several steps at a time.
+_LOG_EVERY = 10
+
+
+def train_adapters(
+    backbone: "Backbone",
+    shard_paths: Sequence[str | Path],
+    config: TrainingConfig,
+    folder: str | Path,
+    report: Callable[[dict[str, Any]], None] | None = None,
+    *,
+    workers: int = 0,
+) -> Path:
+    """Train adapters on triplet shards, resuming exactly what `folder` holds, and return the adapters' folder.
+
+    `folder` gets `adapters/` (what `AdapterSet.from_pretrained` reads), `state/` (weights, optimizer, average, step),
+    `latents/` (encoded targets, captions and references) and `log.csv` (step, loss, lr, validation_right,
+    validation_wrong, validation_none). All randomness is a function of (seed, epoch, position), so resumed training
+    equals uninterrupted training, on the CPU bit for bit. `report` gets {"encoded", "triplets"} while latents are
+    stored, then {"step", "steps", "loss", "lr", "samples_per_second"} every few steps, with the validation losses
+    where there are any. `workers` processes read the data.
+    ValueError if the folder was begun with other settings, triplets or backbone, if another process trains in it, or
+    if the loss is no longer a number; FileNotFoundError for unfinished shards.
+    """
+    folder = Path(folder)
+    if str(backbone.dtype) != f"torch.{config.dtype}":
+        raise ValueError(f"the backbone is in {backbone.dtype}, the training's dtype is {config.dtype}: load it so")
+    with locked_folder(folder):
+        shards = TripletShards(list(shard_paths))
+        identity = _identity(backbone, shards, config)
+        state = load_state(folder / "state" / "training.pt")
+        if state is not None:
+            _check_resumable(state["identity"], identity, folder)
+            if state["step"] > config.steps:
+                raise ValueError(
+                    f"{folder} has trained {state['step']} steps, more than {config.steps}: use another"
+                )
+            if state["step"] == config.steps and (folder / "adapters" / "config.json").exists():
+                return folder / "adapters"
+        stored = store_latents(backbone, shards, config, folder / "latents", report) if config.store_latents else None
+        data = TrainingData(shards, config, backbone, stored)
+        _Training(backbone, shards, data, config, folder, identity, state, report).run(workers)
+    return folder / "adapters"
+
+
+class _Training:
+    """One training between start, or resumption, and end."""
+
+    def __init__(
+        self, backbone: "Backbone", shards: TripletShards, data: TrainingData, config: TrainingConfig, folder: Path,
+        identity: dict[str, Any], state: dict[str, Any] | None, report: Callable[[dict[str, Any]], None] | None,
+    ) -> None:  # fmt: skip
+        self.backbone, self.data, self.config, self.folder = backbone, data, config, folder
+        self.identity, self.report = identity, report
+        self.adapters = AdapterSet.for_unet(backbone.unet, DEFAULT_LAYERS, backbone.identity, config.seed)
+        self.average = None if config.ema_decay is None else AdapterSet.for_unet(
+            backbone.unet, DEFAULT_LAYERS, backbone.identity, config.seed
+        ).requires_grad_(False)  # fmt: skip
+        self.optimizer = torch.optim.AdamW(
+            self.adapters.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay
+        )
+        self.step = 0
+        if state is not None:
+            self.step = int(state["step"])
+            self.adapters.load_tensors(state["adapters"], "the training state")
+            self.optimizer.load_state_dict(state["optimizer"])
+            if self.average is not None:
+                self.average.load_tensors(state["average"], "the training state")
+        self.log = TrainingLog(folder / "log.csv", self.step)
+        held_out = held_out_triplets(shards, config.held_out, config.validation_triplets)
+        self.validation = prepare_validation(backbone, held_out) if len(held_out) > 1 else None
+        self.null_text = backbone.encode_prompts([""])
+        self.pending: list[tuple[int, Tensor, float]] = []
+        self.logged_at = time.monotonic()
+
+    def run(self, workers: int) -> None:
+        config = self.config
+        part = config.batch_size // config.accumulation
+        rows = range(self.step * config.batch_size, config.steps * config.batch_size)
+        batches = iter(DataLoader(
+            self.data, batch_size=part, sampler=rows, num_workers=workers, collate_fn=collate,
+            pin_memory=self.backbone.device.type == "cuda",
+        ))  # fmt: skip
+        while self.step < config.steps:
+            lr = config.learning_rate * min(1.0, (self.step + 1) / (config.warmup_steps + 1))
+            for group in self.optimizer.param_groups:
+                group["lr"] = lr
+            total = torch.zeros((), device=self.backbone.device)
+            for _ in range(config.accumulation):
+                total += self._accumulate(next(batches))
+            if config.max_grad_norm is not None:
+                torch.nn.utils.clip_grad_norm_(self.adapters.parameters(), config.max_grad_norm)
+            self.optimizer.step()
+            self.optimizer.zero_grad(set_to_none=True)
+            self.step += 1
+            self._update_average()
+            self.pending.append((self.step, total, lr))
+            last = self.step == config.steps
+            validate = self.validation is not None and (last or self.step % config.validation_every == 0)
+            checkpoint = last or self.step % config.checkpoint_every == 0
+            if validate or checkpoint or len(self.pending) == _LOG_EVERY:
+                self._write_log(self._validate() if validate else {})
+            if checkpoint:
+                self._save()
+
+    def _accumulate(self, batch: dict[str, Any]) -> Tensor:
+        try:
+            loss = training_loss(self.backbone, self.adapters, batch, self.null_text, self.config.min_snr_gamma)
+            loss = loss / self.config.accumulation
+            loss.backward()
+        except torch.OutOfMemoryError:
+            part = self.config.batch_size // self.config.accumulation
+            raise ValueError(
+                f"{part} triplets at a time do not fit into memory: set accumulation to {2 * self.config.accumulation} "
+                f"for {part // 2} at a time, with the same batch_size"
+            ) from None
+        return loss.detach()
+
+    @torch.no_grad()
+    def _update_average(self) -> None:
+        if self.average is None or self.config.ema_decay is None:
+            return
+        # The average starts at the fresh adapters; a decay that grows with the steps lets it forget them.
+        decay = min(self.config.ema_decay, (1 + self.step) / (10 + self.step))
+        for mean, parameter in zip(self.average.parameters(), self.adapters.parameters(), strict=True):
+            mean.lerp_(parameter, 1 - decay)
+
+    def _validate(self) -> dict[str, float]:
+        assert self.validation is not None
+        losses = validation_losses(self.backbone, self.average or self.adapters, self.validation)
+        return {f"validation_{name}": float(values.mean()) for name, values in losses.items()}
+
+    def _write_log(self, validation: dict[str, float]) -> None:
+        rows: list[dict[str, Any]] = [{"step": step, "loss": float(loss), "lr": lr} for step, loss, lr in self.pending]
+        self.pending.clear()
+        for row in rows:
+            if row["loss"] != row["loss"] or row["loss"] == float("inf"):
+                raise ValueError(
+                    f"the loss is {row['loss']} at step {row['step']}: lower learning_rate (what was saved stays)"
+                )
+        rows[-1] |= validation
+        self.log.append(rows)
+        if self.report is not None:
+            now = time.monotonic()
+            speed = len(rows) * self.config.batch_size / max(now - self.logged_at, 1e-9)
+            self.report({**rows[-1], "steps": self.config.steps, "samples_per_second": speed})
+        self.logged_at = time.monotonic()
+
+    def _save(self) -> None:
+        state = {
+            "step": self.step,
+            "identity": self.identity,
+            "adapters": self.adapters.tensors(),
+            "optimizer": self.optimizer.state_dict(),
+            "average": None if self.average is None else self.average.tensors(),
+        }
+        (self.average or self.adapters).save_pretrained(self.folder / "adapters")
+        save_state(self.folder / "state" / "training.pt", state)
+
+
+def training_loss(
+    backbone: "Backbone",
+    adapters: AdapterSet,
+    batch: dict[str, Any],
+    null_text: Tensor,
+    min_snr_gamma: float | None = None,
+) -> Tensor:
+    """The loss of one batch of `TrainingData` (paper Eq. 6), a scalar float32 whose gradients reach adapters alone."""
+    device, dtype = backbone.device, backbone.dtype
+    latents = batch["latents"].to(device) if "latents" in batch else backbone.encode_images(batch["target"])
+    text = batch["text"].to(device) if "text" in batch else backbone.encode_prompts(batch["caption"])
+    if "reference_latents" in batch:
+        references = batch["reference_latents"].to(device)
+    else:
+        references = backbone.encode_images(batch["reference"])
+    text = torch.where(batch["drop_caption"].to(device)[:, None, None], null_text, text)
+    reference_noise = batch["reference_noise"].to(device, dtype)
+    cache = FeatureCache(reference_features(backbone, references, reference_noise, adapters.layers, null_text))
+    timesteps, noise = batch["timestep"].to(device), batch["noise"].to(device)
+    noisy = backbone.add_noise(latents, noise, timesteps)
+    with conditioned(backbone.unet, adapters, cache):
+        prediction = backbone.unet(noisy, timesteps, encoder_hidden_states=text).sample
+    error = prediction.float() - backbone.training_target(latents, noise, timesteps)
+    losses = error.square().mean(dim=(1, 2, 3))
+    if min_snr_gamma is not None:
+        alphas = backbone.alphas_cumprod[timesteps]
+        snr = alphas / (1 - alphas)
+        # Hang et al., Efficient Diffusion Training via Min-SNR Weighting Strategy.
+        losses = losses * snr.clamp(max=min_snr_gamma) / (snr if backbone.prediction_type == "epsilon" else snr + 1)
+    return losses.mean()
+
+
+def _identity(backbone: "Backbone", shards: TripletShards, config: TrainingConfig) -> dict[str, Any]:
+    """What must be the same when a training is resumed."""
+    checksums = [checked_marker(path).shard.sha256 for path in shards.paths]
+    return {
+        "settings": {name: value for name, value in config.model_dump().items() if name not in _CHANGEABLE},
+        "triplets": hashlib.sha256("\n".join(checksums).encode()).hexdigest(),
+        "backbone": backbone.identity,
+    }
+
+
+def _check_resumable(before: dict[str, Any], now: dict[str, Any], folder: Path) -> None:
+    changes = [
+        f"{name} was {before['settings'].get(name)!r} and is {value!r}"
+        for name, value in now["settings"].items()
+        if before["settings"].get(name) != value
+    ]
+    changes += [f"the {name} are others" for name in ("triplets",) if before[name] != now[name]]
+    changes += [f"the {name} is another" for name in ("backbone",) if before[name] != now[name]]
+    if changes:
+        raise ValueError(f"the training in {folder} cannot go on: {', '.join(changes)}; use a new folder")

@@ -1,0 +1,170 @@
+"""Training data: row n of an endless sequence, a pure function of the seed and n (paper Section 3.3)."""
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from PIL import Image
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from dreamcache.checkpoints import written_at_once
+from dreamcache.configs import TrainingConfig
+from dreamcache.reference import augment_reference, reference_image, to_tensor
+from dreamcache.validation import is_held_out, key_hash, target_tensor
+from shards.markers import checked_marker
+from shards.order import TrainingOrder
+from shards.triplets import TripletShards
+
+if TYPE_CHECKING:
+    from dreamcache.backbone import Backbone
+    from shards.triplets import Triplet
+
+# Raised by hand when the stored tensors would come out differently from the same settings.
+STORED_VERSION = 1
+
+
+class TrainingData(Dataset[dict[str, Any]]):
+    """Row n of training: which triplet, noise, timesteps and augmentation depend on the seed and n alone.
+
+    A row holds `timestep`, `noise` and `reference_noise` (C, h, w) float32, `drop_caption`, and either what was stored
+    (`latents`, `text`, `reference_latents`) or what is still to be encoded (`target`, `caption`, `reference`; images
+    are (3, H, W) in [-1, 1]). ValueError if nothing is left to train on.
+    """
+
+    def __init__(
+        self, shards: TripletShards, config: TrainingConfig, backbone: "Backbone", stored: Sequence[Path] | None
+    ) -> None:
+        self.shards, self.config, self.stored = shards, config, stored
+        self.image_size, self.latent_shape = backbone.image_size, backbone.latent_shape
+        self.timesteps = backbone.timesteps
+        self.kept = [
+            [index for index, key in enumerate(shards.keys(shard)) if not is_held_out(key, config.held_out)]
+            for shard in range(len(shards.counts))
+        ]
+        self.order = TrainingOrder([len(indices) for indices in self.kept], config.seed)
+        self._files: dict[int, Any] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Mapped files do not travel to other processes; a worker opens its own.
+        return {**self.__dict__, "_files": {}}
+
+    def __len__(self) -> int:
+        """Rows in the whole training."""
+        return self.config.steps * self.config.batch_size
+
+    def __getitem__(self, number: int) -> dict[str, Any]:
+        epoch, position = self.order.locate(number)
+        shard, place = self.order.at(epoch, position)
+        index = self.kept[shard][place]
+        generator = np.random.default_rng((self.config.seed, epoch, position))
+        row: dict[str, Any] = {
+            "timestep": int(generator.integers(self.timesteps)),
+            "drop_caption": bool(generator.random() < self.config.caption_dropout),
+            "noise": torch.from_numpy(generator.standard_normal(self.latent_shape, dtype=np.float32)),
+            "reference_noise": torch.from_numpy(generator.standard_normal(self.latent_shape, dtype=np.float32)),
+        }
+        variants = self.config.reference_variants
+        if self.stored is not None:
+            file = self._file(shard)
+            row["latents"], row["text"] = file.get_slice("latents")[index], file.get_slice("text")[index]
+            if variants:
+                variant = (key_hash(self.shards.keys(shard)[index]) + epoch) % variants
+                row["reference_latents"] = file.get_slice(f"references.{variant}")[index]
+                return row
+        triplet = self.shards.read(shard, index)
+        row["reference"] = to_tensor(_reference(triplet, self.image_size, self.config, generator))
+        if self.stored is None:
+            row["target"], row["caption"] = target_tensor(triplet.image, self.image_size), triplet.caption
+        return row
+
+    def _file(self, shard: int) -> Any:
+        if shard not in self._files:
+            assert self.stored is not None
+            self._files[shard] = safe_open(self.stored[shard], framework="pt")
+        return self._files[shard]
+
+
+def collate(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Rows of `TrainingData` as one batch: tensors stacked, numbers as a tensor, captions as a list."""
+    batch: dict[str, Any] = {}
+    for name, first in rows[0].items():
+        values = [row[name] for row in rows]
+        if isinstance(first, Tensor):
+            batch[name] = torch.stack(values)
+        else:
+            batch[name] = values if isinstance(first, str) else torch.tensor(values)
+    return batch
+
+
+@torch.no_grad()
+def store_latents(
+    backbone: "Backbone",
+    shards: TripletShards,
+    config: TrainingConfig,
+    folder: Path,
+    report: Callable[[dict[str, Any]], None] | None = None,
+    batch_size: int = 16,
+) -> list[Path]:
+    """Encode every shard's targets, captions and reference variants into a safetensors file in `folder`.
+
+    A file's name holds a digest of all that it depends on, so what is there already is kept, and files made of other
+    triplets, with another backbone or other settings are never read. Returns the files, one a shard.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    files, encoded = [], 0
+    for shard, path in enumerate(shards.paths):
+        recipe = {
+            "version": STORED_VERSION,
+            "backbone": backbone.identity,
+            "image_size": backbone.image_size,
+            "dtype": str(backbone.dtype),
+            "triplets": checked_marker(path).shard.sha256,
+            "variants": config.reference_variants,
+            "augmentation": [config.augment_references, config.seed] if config.reference_variants else None,
+        }
+        digest = hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()
+        file = folder / f"{path.stem}-{digest[:16]}.safetensors"
+        files.append(file)
+        if not file.exists():
+            parts: dict[str, list[Tensor]] = {}
+            for start in range(0, shards.counts[shard], batch_size):
+                triplets = [
+                    shards.read(shard, index) for index in range(start, min(start + batch_size, shards.counts[shard]))
+                ]
+                for name, tensor in _encode(backbone, triplets, config).items():
+                    parts.setdefault(name, []).append(tensor.cpu())
+                if report is not None:
+                    report({"encoded": encoded + start + len(triplets), "triplets": len(shards)})
+            with written_at_once(file) as temporary:
+                save_file({name: torch.cat(tensors).contiguous() for name, tensors in parts.items()}, temporary)
+        encoded += shards.counts[shard]
+    return files
+
+
+def _encode(backbone: "Backbone", triplets: Sequence["Triplet"], config: TrainingConfig) -> dict[str, Tensor]:
+    size = backbone.image_size
+    images = torch.stack([target_tensor(triplet.image, size) for triplet in triplets])
+    encoded = {
+        "latents": backbone.encode_images(images),
+        "text": backbone.encode_prompts([triplet.caption for triplet in triplets]),
+    }
+    for variant in range(config.reference_variants):
+        references = [
+            _reference(triplet, size, config, np.random.default_rng((config.seed, variant, key_hash(triplet.key))))
+            for triplet in triplets
+        ]
+        encoded[f"references.{variant}"] = backbone.encode_images(torch.stack([to_tensor(r) for r in references]))
+    return encoded
+
+
+def _reference(triplet: "Triplet", size: int, config: TrainingConfig, generator: np.random.Generator) -> Image.Image:
+    if config.augment_references:
+        return augment_reference(triplet.image, triplet.mask, size, generator)
+    return reference_image(triplet.image, triplet.mask, size)

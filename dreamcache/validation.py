@@ -1,0 +1,153 @@
+"""Validation: the loss on held-out triplets at fixed noise and timesteps, with the right, a wrong and no reference."""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+
+from dreamcache.adapters import AdapterSet
+from dreamcache.cache import DEFAULT_LAYERS, FeatureCache, reference_features
+from dreamcache.conditioning import conditioned
+from dreamcache.reference import reference_image, to_tensor
+
+if TYPE_CHECKING:
+    from dreamcache.backbone import Backbone
+    from shards.triplets import Triplet, TripletShards
+
+# Timesteps a triplet is measured at, one in each equal part of the schedule.
+TIMESTEPS_A_TRIPLET = 4
+
+
+def is_held_out(key: str, fraction: float) -> bool:
+    """Whether a triplet is kept from training: decided by its key's hash alone, so the same in every dataset."""
+    return key_hash(key) < fraction * 2**64
+
+
+def key_hash(key: str) -> int:
+    """The first 64 bits of the key's sha256."""
+    return int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big")
+
+
+def held_out_triplets(shards: "TripletShards", fraction: float, limit: int) -> list["Triplet"]:
+    """At most `limit` held-out triplets, in the order of their keys' hashes, which growth does not change much."""
+    places = [
+        (key_hash(key), shard, index)
+        for shard in range(len(shards.counts))
+        for index, key in enumerate(shards.keys(shard))
+        if is_held_out(key, fraction)
+    ]
+    return [shards.read(shard, index) for _, shard, index in sorted(places)[:limit]]
+
+
+@dataclass(frozen=True)
+class ValidationInputs:
+    """What validation needs of n triplets: latents of targets and references, texts, whose reference is the wrong one.
+
+    `noise` (n, T, C, h, w) and `timesteps` (n, T) depend on the triplets' keys alone.
+    """
+
+    latents: Tensor
+    reference_latents: Tensor
+    text: Tensor
+    null_text: Tensor
+    wrong: Tensor
+    noise: Tensor
+    timesteps: Tensor
+
+
+@torch.no_grad()
+def prepare_validation(backbone: "Backbone", triplets: Sequence["Triplet"], batch_size: int = 16) -> ValidationInputs:
+    """Encode held-out triplets; a triplet's wrong reference is the next one's of its class, or the next one's at all.
+
+    ValueError for fewer than two triplets.
+    """
+    if len(triplets) < 2:
+        raise ValueError(f"validation needs at least 2 held-out triplets, not {len(triplets)}: raise held_out")
+    size = backbone.image_size
+    latents, references, texts, noise, timesteps = [], [], [], [], []
+    for start in range(0, len(triplets), batch_size):
+        batch = triplets[start : start + batch_size]
+        images = torch.stack([target_tensor(triplet.image, size) for triplet in batch])
+        latents.append(backbone.encode_images(images))
+        cutouts = [to_tensor(reference_image(triplet.image, triplet.mask, size)) for triplet in batch]
+        references.append(backbone.encode_images(torch.stack(cutouts)))
+        texts.append(backbone.encode_prompts([triplet.caption for triplet in batch]))
+    for triplet in triplets:
+        generator = np.random.default_rng(key_hash(triplet.key))
+        drawn = generator.standard_normal((TIMESTEPS_A_TRIPLET, *backbone.latent_shape), dtype=np.float32)
+        noise.append(torch.from_numpy(drawn))
+        parts = (np.arange(TIMESTEPS_A_TRIPLET) + generator.random(TIMESTEPS_A_TRIPLET)) / TIMESTEPS_A_TRIPLET
+        timesteps.append(torch.from_numpy((parts * backbone.timesteps).astype(np.int64)))
+    classes = [triplet.record.get("class") for triplet in triplets]
+    return ValidationInputs(
+        torch.cat(latents),
+        torch.cat(references),
+        torch.cat(texts),
+        backbone.encode_prompts([""]),
+        torch.tensor([_next_of_class(classes, index) for index in range(len(triplets))]),
+        torch.stack(noise),
+        torch.stack(timesteps),
+    )
+
+
+@torch.no_grad()
+def validation_losses(
+    backbone: "Backbone", adapters: AdapterSet | None, inputs: ValidationInputs, batch_size: int = 16
+) -> dict[str, Tensor]:
+    """The loss of each of the n triplets, (n,) float32 each: "right", "wrong" and "none" for the reference it sees.
+
+    All three share noise and timesteps, so that their differences mean something at a few dozen triplets.
+    """
+    device, count = backbone.device, len(inputs.latents)
+    layers = DEFAULT_LAYERS if adapters is None else adapters.layers
+    losses: dict[str, list[Tensor]] = {"right": [], "wrong": [], "none": []}
+    for start in range(0, count, batch_size):
+        rows = torch.arange(start, min(count, start + batch_size))
+        caches: dict[str, FeatureCache | None] = {"none": None}
+        for name, references in (("right", rows), ("wrong", inputs.wrong[rows])):
+            latents = inputs.reference_latents[references.to(inputs.reference_latents.device)]
+            noise = _reference_noise(backbone).expand_as(latents)
+            caches[name] = FeatureCache(reference_features(backbone, latents, noise, layers, inputs.null_text))
+        latents, text = inputs.latents[rows.to(device)], inputs.text[rows.to(device)]
+        for name in losses:
+            by_timestep = []
+            for column in range(inputs.timesteps.shape[1]):
+                timesteps = inputs.timesteps[rows, column].to(device)
+                noise = inputs.noise[rows, column].to(device)
+                noisy = backbone.add_noise(latents, noise, timesteps)
+                with conditioned(backbone.unet, adapters, caches[name]):
+                    prediction = backbone.unet(noisy, timesteps, encoder_hidden_states=text).sample
+                error = prediction.float() - backbone.training_target(latents, noise, timesteps)
+                by_timestep.append(error.square().mean(dim=(1, 2, 3)))
+            losses[name].append(torch.stack(by_timestep).mean(dim=0).cpu())
+    return {name: torch.cat(parts) for name, parts in losses.items()}
+
+
+def validation_loss(
+    backbone: "Backbone", adapters: AdapterSet | None, triplets: Sequence["Triplet"], batch_size: int = 16
+) -> dict[str, float]:
+    """The mean of `validation_losses` over held-out triplets, which are encoded first: "right", "wrong" and "none"."""
+    losses = validation_losses(backbone, adapters, prepare_validation(backbone, triplets, batch_size), batch_size)
+    return {name: float(values.mean()) for name, values in losses.items()}
+
+
+def target_tensor(image: Image.Image, size: int) -> Tensor:
+    """A target image, cropped to a square if need be, as (3, size, size) in [-1, 1]."""
+    if image.size != (size, size):
+        image = ImageOps.fit(image, (size, size), Image.Resampling.BICUBIC)
+    return to_tensor(image.convert("RGB"))
+
+
+def _next_of_class(classes: Sequence[str | None], index: int) -> int:
+    others = [(index + step) % len(classes) for step in range(1, len(classes))]
+    return next((other for other in others if classes[other] == classes[index]), others[0])
+
+
+def _reference_noise(backbone: "Backbone") -> Tensor:
+    noise = torch.randn(backbone.latent_shape, generator=torch.Generator().manual_seed(0))
+    return noise.to(backbone.device, backbone.dtype)
