@@ -10,8 +10,8 @@ Protocol = Literal["one-reference", "all-references"]
 Variant = Literal["no-adapters", "adapters", "wrong-reference", "copy-paste"]
 
 PREPROCESSING = {
-    "dino": "RGB on white, short side to 8/7 of the model's (bicubic), centre crop, ImageNet mean and deviation",
     "clip": "RGB on white, short side to the model's (bicubic), centre crop, CLIP mean and deviation",
+    "dino": "RGB on white, short side to 8/7 of the model's (bicubic), centre crop, ImageNet mean and deviation",
 }
 
 

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
+from safetensors import SafetensorError
 
 from dreamcache.dreambooth.models import local_model, model_identity
 
@@ -163,7 +164,7 @@ def _load(architecture: Any, location: str | Path, **options: Any) -> Any:
     folder = local_model(location)
     try:
         model, report = architecture.from_pretrained(folder, dtype=torch.float32, output_loading_info=True, **options)
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ValueError(f"{location}: cannot be loaded as {architecture.__name__}: {reason}") from error
     if report["missing_keys"] or report["mismatched_keys"]:

@@ -8,13 +8,14 @@ An evaluation folder holds, a shard a subject (its number in the benchmark's tab
     rows.jsonl  real.jsonl          one line a scored image; one line a pair of real images
     summary.json
 
-The variants: "no-adapters" is the backbone alone; "adapters" sees the subject's reference; "wrong-reference" sees another
-subject's and is scored against the right one; "copy-paste" is the reference itself, put out for every prompt.
+The variants: "no-adapters" is the backbone alone; "adapters" sees the subject's reference; "wrong-reference" sees
+another subject's and is scored against the right one; "copy-paste" is the reference itself, put out for every prompt.
 """
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 
 from dreamcache.dreambooth.cases import Benchmark, Case, Subject, spread
@@ -71,7 +72,7 @@ class Evaluation:
         """The cases of one subject, the same for all variants."""
         return self._cases[subject.name]
 
-    @property
+    @cached_property
     def _cases(self) -> dict[str, list[Case]]:
         config = self.config
         cases: dict[str, list[Case]] = {}
@@ -98,7 +99,7 @@ class Evaluation:
         if reference is not None:
             models["adapters"] = self.models["adapters"]
         else:
-            del sampling["image_guidance_scale"]  # the backbone alone has no such branch
+            del sampling["guidance"], sampling["image_guidance_scale"]  # the backbone alone has no such branches
         settings = {
             **self._case_settings(subject),
             "sampling": sampling,
@@ -113,8 +114,11 @@ class Evaluation:
             reference = hashlib.sha256(subject.reference.read_bytes()).hexdigest()
             settings = {**self._case_settings(subject), "reference": reference, "preprocessing": PREPROCESSING}
             return self._plan(name, EMBEDDINGS_VERSION, settings, models, subject)
-        images = self.image_plan(variant, subject).path
-        return self._plan(name, EMBEDDINGS_VERSION, {"preprocessing": PREPROCESSING}, models, subject, [images])
+        images = self.image_plan(variant, subject)
+        plan = self._plan(name, EMBEDDINGS_VERSION, {"preprocessing": PREPROCESSING}, models, subject, [images.path])
+        if images.state() != "done":  # finished images of other settings are no input either
+            plan = replace(plan, unfinished=(images.path.relative_to(self.folder).as_posix(),))
+        return plan
 
     def real_plan(self, subject: Subject) -> ShardPlan:
         """The shard of the embeddings of a subject's real images."""

@@ -1,8 +1,8 @@
 """The benchmark's metrics and their uncertainty: pure functions of embeddings and of scores (paper Section 4).
 
-DINO and CLIP-I are the cosine between a generated and a real image of the subject, CLIP-T the cosine between a generated
-image and its prompt, plain, without the factor of 2.5 that some tools apply. The masked variants, MDINO and MCLIP-I, are
-the same functions, given embeddings of masked images.
+DINO and CLIP-I are the cosine between a generated and a real image of the subject, CLIP-T the cosine between a
+generated image and its prompt, plain, without the factor of 2.5 that some tools apply. The masked variants, MDINO and
+MCLIP-I, are the same functions, given embeddings of masked images.
 """
 
 from collections.abc import Mapping, Sequence

@@ -1,0 +1,162 @@
+"""What an evaluation's rows say: means with intervals, by variant, kind, subject and prompt, and paired differences."""
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict
+from typing import Any
+
+from dreamcache.dreambooth.metrics import Estimate, estimate, paired_difference
+
+METRICS = ("dino", "clip_i", "clip_t")
+Row = dict[str, Any]
+
+# Kinds of subjects, each with its own line in every table.
+KINDS: dict[str, Callable[[Row], bool]] = {
+    "overall": lambda row: True,
+    "object": lambda row: not row["live"],
+    "live": lambda row: bool(row["live"]),
+    "palette_shared": lambda row: bool(row["palette_shared"]),
+}
+
+
+def summarize(rows: Sequence[Row], real_rows: Sequence[Row] = (), seed: int = 0) -> dict[str, Any]:
+    """Sum up the rows of one evaluation, from the rows alone; the same rows give the same numbers to the last digit.
+
+    Returns a dict for JSON:
+        benchmark, digests, protocol, preprocessing, models: what the rows name.
+        variants: by variant, by kind ("overall", "object", "live", "palette_shared", where there are rows of it), by
+            metric an `Estimate` as a dict (its NaN as None); and "subjects" and "prompts", by name, by metric the mean.
+        differences: paired differences of variants, see `compare`, by "FIRST - SECOND", kind and metric.
+        real_against_real: by kind, "dino" and "clip_i" of distinct pairs of a subject's real images.
+
+    Under all-references a mean counts every pair of a generated and a real image alike, and `subject_mean` every
+    subject. Intervals are of 95%, by bootstrap over subjects with `seed`.
+
+    Raises:
+        ValueError: when there are no rows, or rows of different protocols, benchmarks, models or preprocessing.
+    """
+    if not rows:
+        raise ValueError("there are no rows to sum up")
+    named = {name: _only(name, rows) for name in ("benchmark", "digests", "protocol", "preprocessing")}
+    models: dict[str, str] = {}
+    for row in rows:
+        for role, identity in row["models"].items():
+            if models.setdefault(role, identity) != identity:
+                raise ValueError(
+                    f"rows of two {role} models, {models[role][:12]} and {identity[:12]}: sum up each alone"
+                )
+    variants = list(dict.fromkeys(row["variant"] for row in rows))
+    by_variant = {variant: [row for row in rows if row["variant"] == variant] for variant in variants}
+    summary: dict[str, Any] = {
+        **named,
+        "models": dict(sorted(models.items())),
+        "images": len(rows),
+        "variants": {},
+        "differences": {},
+    }
+    for variant, its_rows in by_variant.items():
+        kinds: dict[str, Any] = {}
+        for kind, chosen in _kinds(its_rows):
+            kinds[kind] = {metric: _as_dict(_estimate(chosen, metric, seed)) for metric in METRICS}
+        kinds["subjects"] = _means(its_rows, lambda row: row["subject"])
+        kinds["prompts"] = _means(
+            its_rows, lambda row: f"{'live' if row['live'] else 'object'}-{row['prompt_index']:02d}"
+        )
+        summary["variants"][variant] = kinds
+    for first, second in (
+        ("adapters", "no-adapters"),
+        ("adapters", "wrong-reference"),
+        ("wrong-reference", "no-adapters"),
+        ("copy-paste", "adapters"),
+    ):
+        if first in by_variant and second in by_variant:
+            summary["differences"][f"{first} - {second}"] = compare(by_variant[first], by_variant[second], seed)
+    summary["real_against_real"] = {
+        kind: {metric: _as_dict(_estimate(chosen, metric, seed)) for metric in ("dino", "clip_i")}
+        for kind, chosen in _kinds(real_rows)
+    }
+    return summary
+
+
+def compare(first: Sequence[Row], second: Sequence[Row], seed: int = 0) -> dict[str, Any]:
+    """Paired differences, first minus second, of two sets of rows of one variant each: by kind and metric.
+
+    The rows may be of one evaluation or of two; images are paired by case, and those that only one has are left out.
+
+    Raises:
+        ValueError: when the rows are of different protocols, benchmarks, scoring models or preprocessing, or of more
+            than one variant, or were sampled with different seeds or prompts.
+    """
+    both = [*first, *second]
+    for name in ("benchmark", "digests", "protocol", "preprocessing"):
+        _only(name, both)
+    for role in ("dino", "clip"):
+        _only(f"{role} model", [{f"{role} model": row["models"][role]} for row in both])
+    by_case = []
+    for rows in (first, second):
+        _only("variant", rows)
+        by_case.append({row["case"]: row for row in rows})
+        if len(by_case[-1]) != len(rows):
+            raise ValueError("a case stands in the rows twice: they are of more than one evaluation")
+    common = [case for case in by_case[0] if case in by_case[1]]
+    for case in common:
+        for name in ("prompt", "seed"):
+            values = {rows[case][name] for rows in by_case} - {None}  # copy-paste has no seed
+            if len(values) > 1:
+                raise ValueError(f"the case {case} has two values of {name}: its images cannot be paired")
+    result: dict[str, Any] = {}
+    for kind, chosen in _kinds([by_case[0][case] for case in common]):
+        cases = [row["case"] for row in chosen]
+        result[kind] = {}
+        for metric in METRICS:
+            difference = paired_difference(
+                {case: by_case[0][case][metric] for case in cases},
+                {case: by_case[1][case][metric] for case in cases},
+                {row["case"]: row["subject"] for row in chosen},
+                {row["case"]: _weight(row, metric) for row in chosen},
+                seed,
+            )
+            result[kind][metric] = _as_dict(difference)
+    return result
+
+
+def _kinds(rows: Sequence[Row]) -> Iterable[tuple[str, list[Row]]]:
+    for kind, belongs in KINDS.items():
+        if chosen := [row for row in rows if belongs(row)]:
+            yield kind, chosen
+
+
+def _weight(row: Row, metric: str) -> float:
+    """How many pairs of images a score is the mean of."""
+    return 1.0 if metric == "clip_t" else float(row.get("references", 1))
+
+
+def _estimate(rows: Sequence[Row], metric: str, seed: int) -> Estimate:
+    return estimate(
+        [row[metric] for row in rows],
+        [row["subject"] for row in rows],
+        [_weight(row, metric) for row in rows],
+        seed=seed,
+    )
+
+
+def _means(rows: Sequence[Row], name: Callable[[Row], str]) -> dict[str, dict[str, float]]:
+    groups: dict[str, list[Row]] = {}
+    for row in rows:
+        groups.setdefault(name(row), []).append(row)
+    return {
+        group: {metric: math.fsum(row[metric] for row in chosen) / len(chosen) for metric in METRICS}
+        for group, chosen in groups.items()
+    }
+
+
+def _as_dict(value: Estimate) -> dict[str, Any]:
+    return {name: None if number != number else number for name, number in asdict(value).items()}
+
+
+def _only(name: str, rows: Sequence[Row]) -> Any:
+    """The one value that all rows have."""
+    for row in rows:
+        if row[name] != rows[0][name]:
+            raise ValueError(f"rows of two values of {name}, {rows[0][name]!r} and {row[name]!r}: they do not compare")
+    return rows[0][name] if rows else None

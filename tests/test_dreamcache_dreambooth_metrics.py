@@ -1,0 +1,164 @@
+"""Metrics against sums written out, intervals against known distributions, and summaries of made-up rows."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+
+from dreamcache.dreambooth.metrics import (
+    cosines,
+    estimate,
+    image_similarity,
+    pair_similarity,
+    paired_difference,
+    text_similarity,
+)
+from dreamcache.dreambooth.summary import compare, summarize
+
+
+def cosine(a, b):
+    return sum(x * y for x, y in zip(a, b, strict=True)) / math.sqrt(sum(x * x for x in a) * sum(y * y for y in b))
+
+
+def test_scores_are_plain_cosines():
+    generator = np.random.default_rng(0)
+    generated, references, prompts = (generator.normal(size=(n, 6)) for n in (4, 3, 4))
+    expected = [sum(cosine(g, r) for r in references) / 3 for g in generated]
+    np.testing.assert_allclose(image_similarity(generated, references), expected, rtol=1e-6)
+    np.testing.assert_allclose(
+        image_similarity(generated * 7, references[:1]), [cosine(g, references[0]) for g in generated]
+    )
+    np.testing.assert_allclose(
+        text_similarity(generated, prompts), [cosine(*pair) for pair in zip(generated, prompts, strict=True)]
+    )
+    pairs = pair_similarity(references)
+    assert [(i, j) for i, j, _ in pairs] == [(0, 1), (0, 2), (1, 2)]
+    np.testing.assert_allclose([c for *_, c in pairs], [cosine(references[i], references[j]) for i, j, _ in pairs])
+    with pytest.raises(ValueError, match="no cosines row by row"):
+        text_similarity(generated, prompts[:3])
+    with pytest.raises(ValueError, match="zero or not finite"):
+        cosines(generated, np.zeros_like(generated))
+    with pytest.raises(ValueError, match="zero or not finite"):
+        cosines(np.full((1, 2), np.nan), np.ones((1, 2)))
+
+
+def test_means_over_pairs_and_over_subjects():
+    result = estimate([1, 2, 3, 10], ["a", "a", "a", "b"])
+    assert (result.mean, result.subject_mean, result.count, result.groups) == (4, 6, 4, 2)
+    assert (result.low, result.high) == (2, 10), "with two subjects a draw may hold one of them alone"
+    weighted = estimate([1, 4], ["a", "b"], weights=[3, 1])
+    assert (weighted.mean, weighted.subject_mean) == (1.75, 2.5)
+    single = estimate([1, 2], ["a", "a"])
+    assert single.mean == 1.5 and math.isnan(single.low) and math.isnan(single.high)
+    for values, subjects in (([], []), ([1], ["a", "b"])):
+        with pytest.raises(ValueError, match="no mean"):
+            estimate(values, subjects)
+    with pytest.raises(ValueError, match="1 of 2 scores are not finite"):
+        estimate([1, math.nan], ["a", "b"])
+
+
+def test_intervals_are_of_subjects_repeatable_and_of_the_right_width():
+    generator = np.random.default_rng(1)
+    level = generator.normal(size=60)
+    values = np.repeat(level, 5) + 0.01 * generator.normal(size=300)
+    subjects = [f"subject_{number}" for number in range(60) for _ in range(5)]
+    result = estimate(values, subjects)
+    expected = 1.96 * level.std(ddof=1) / math.sqrt(60)
+    assert abs((result.high - result.low) / 2 / expected - 1) < 0.1
+    order = generator.permutation(300)
+    again = estimate(values[order], [subjects[i] for i in order])
+    assert np.allclose([again.low, again.high], [result.low, result.high], atol=1e-12)
+    assert estimate(values, subjects, seed=1).low != result.low
+
+    covered = 0
+    for _ in range(200):
+        sample = generator.normal(size=30)
+        one = estimate(sample, [str(number) for number in range(30)], resamples=500)
+        covered += one.low <= 0 <= one.high
+    assert 0.88 <= covered / 200 <= 0.99
+
+
+def test_pairing_sees_a_small_difference_between_wide_scores():
+    generator = np.random.default_rng(2)
+    cases = [f"s{subject}-{number}" for subject in range(20) for number in range(4)]
+    subjects = {case: case.split("-")[0] for case in cases}
+    first = dict(zip(cases, generator.normal(size=80), strict=True))
+    second = {case: value - 0.05 + 0.02 * generator.normal() for case, value in first.items()}
+    del second["s0-0"]
+    result = paired_difference(first, second, subjects)
+    assert result.count == 79 and 0.03 < result.low < result.mean < result.high < 0.07
+    with pytest.raises(ValueError, match="no case in common"):
+        paired_difference(first, {}, subjects)
+
+
+def make_rows(variant: str, dino: float, protocol: str = "one-reference", **changes) -> list[dict]:
+    """Rows of four subjects with two prompts; DINO differs by subject, CLIP-T by prompt."""
+    return [
+        {
+            "variant": variant, "case": f"s{subject}-{prompt}-0", "subject": f"s{subject}", "class": "cup",
+            "live": subject == 3, "palette_shared": subject < 2, "prompt_index": prompt, "position": 0,
+            "prompt": f"a cup {prompt}", "seed": 10 * subject + prompt, "reference": None, "reference_masked": None,
+            "references": 1 if protocol == "one-reference" else subject + 1,
+            "dino": dino + 0.1 * subject, "clip_i": 0.5, "clip_t": 0.2 + 0.1 * prompt, "benchmark": "tiny",
+            "digests": "none", "preprocessing": {}, "protocol": protocol,
+            "models": {"dino": "d" * 64, "clip": "c" * 64},
+        }
+        | changes
+        for subject in range(4)
+        for prompt in range(2)
+    ]  # fmt: skip
+
+
+def test_a_summary_of_rows():
+    rows = [*make_rows("no-adapters", 0.2), *make_rows("adapters", 0.3), *make_rows("wrong-reference", 0.2)]
+    real = [
+        {"subject": f"s{number}", "live": number == 3, "palette_shared": False, "dino": 0.7, "clip_i": 0.8}
+        for number in range(4)
+    ]
+    summary = summarize(rows, real)
+    assert summary["protocol"] == "one-reference" and summary["images"] == 24
+    adapters = summary["variants"]["adapters"]
+    assert adapters["overall"]["dino"]["mean"] == pytest.approx(0.45) and adapters["overall"]["dino"]["count"] == 8
+    assert adapters["live"]["dino"]["mean"] == pytest.approx(0.6) and adapters["live"]["dino"]["low"] is None
+    assert adapters["object"]["dino"]["mean"] == pytest.approx(0.4)
+    assert adapters["palette_shared"]["dino"]["mean"] == pytest.approx(0.35)
+    assert adapters["subjects"]["s2"] == pytest.approx({"dino": 0.5, "clip_i": 0.5, "clip_t": 0.25})
+    assert adapters["prompts"]["object-01"] == pytest.approx({"dino": 0.4, "clip_i": 0.5, "clip_t": 0.3})
+    gain = summary["differences"]["adapters - no-adapters"]["overall"]
+    assert gain["dino"]["low"] == pytest.approx(0.1) and gain["clip_t"]["mean"] == 0
+    assert summary["differences"]["wrong-reference - no-adapters"]["overall"]["dino"]["mean"] == 0
+    assert summary["real_against_real"]["overall"]["dino"]["mean"] == pytest.approx(0.7)
+    assert "palette_shared" not in summary["real_against_real"]
+    again = summarize(json.loads(json.dumps(rows)), json.loads(json.dumps(real)))
+    assert json.dumps(again, allow_nan=False) == json.dumps(summary)
+
+
+def test_all_references_mean_over_pairs_and_over_subjects():
+    summary = summarize(make_rows("adapters", 0.0, "all-references"))
+    dino = summary["variants"]["adapters"]["overall"]["dino"]
+    assert dino["mean"] == pytest.approx((0.1 * 2 + 0.2 * 3 + 0.3 * 4) / 10)
+    assert dino["subject_mean"] == pytest.approx(0.15)
+    assert summary["variants"]["adapters"]["overall"]["clip_t"]["mean"] == pytest.approx(0.25)
+
+
+def test_what_does_not_compare_is_refused():
+    first = make_rows("adapters", 0.3)
+    for change, message in [
+        ({"protocol": "all-references"}, "two values of protocol, 'one-reference' and 'all-references'"),
+        ({"benchmark": "other"}, "two values of benchmark"),
+        ({"seed": 99}, "two values of seed"),
+        ({"models": {"dino": "x" * 64, "clip": "c" * 64}}, "two values of dino model"),
+        ({"case": "s0-0-0"}, "twice"),
+        ({"case": None, "subject": "other"}, "twice"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            compare(first, make_rows("no-adapters", 0.2, **change))
+    with pytest.raises(ValueError, match="two values of variant"):
+        compare(first, [*make_rows("no-adapters", 0.2)[:4], *make_rows("adapters", 0.2)[4:]])
+    with pytest.raises(ValueError, match="two values of protocol"):
+        summarize([*first, *make_rows("no-adapters", 0.2, protocol="all-references")])
+    with pytest.raises(ValueError, match="two dino models"):
+        summarize([*first, *make_rows("no-adapters", 0.2, models={"dino": "x" * 64})])
+    with pytest.raises(ValueError, match="no rows"):
+        summarize([])
