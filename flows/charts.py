@@ -42,7 +42,8 @@ def line_chart(lines: Sequence[Line], x_label: str, y_label: str) -> str:
     x_ticks = [tick for tick in _ticks(x_low, x_high, 6) if x_low <= tick <= x_high]
     for tick in x_ticks:
         x, _ = place(tick, y_low)
-        parts.append(f'<text x="{x:.1f}" y="{HEIGHT - BOTTOM + 16}" text-anchor="middle">{_number(tick, x_ticks)}</text>')
+        text = _number(tick, x_ticks)
+        parts.append(f'<text x="{x:.1f}" y="{HEIGHT - BOTTOM + 16}" text-anchor="middle">{text}</text>')
     middle = LEFT + (WIDTH - LEFT - RIGHT) / 2
     parts.append(f'<text x="{middle}" y="{HEIGHT - 3}" text-anchor="middle">{escape(x_label)}</text>')
     ends: list[float] = []

@@ -37,8 +37,8 @@ def prefect_server(folder: Path) -> Iterator[str]:
     """Yield the address of the Prefect API: the configured one, or that of a server which lives as long as this block.
 
     Call it from the main thread: the server ends with the thread that started it. Its database is
-    `folder/prefect.db`; `PREFECT_API_DATABASE_CONNECTION_URL=sqlite+aiosqlite:///FOLDER/prefect.db prefect server start`
-    shows its runs later. Raises RuntimeError if it does not answer within a minute.
+    `folder/prefect.db`: `prefect server start` shows its runs later, given that file's address as
+    PREFECT_API_DATABASE_CONNECTION_URL=sqlite+aiosqlite:///... Raises RuntimeError if it does not answer within a minute.
     """
     import prefect
     from prefect.events.worker import EventsWorker
@@ -55,12 +55,16 @@ def prefect_server(folder: Path) -> Iterator[str]:
     command = [sys.executable, "-m", "uvicorn", "--app-dir", str(Path(prefect.__file__).parents[1]), "--factory"]
     command += ["prefect.server.api.server:create_app", "--host", "127.0.0.1", "--port", str(port)]
     command += ["--log-level", "error", "--lifespan", "on"]
-    environment = os.environ | QUIET | {
-        "PREFECT_API_DATABASE_CONNECTION_URL": f"sqlite+aiosqlite:///{folder.resolve() / 'prefect.db'}",
-        "PREFECT_UI_ENABLED": "0",
-        "PREFECT__SERVER_EPHEMERAL": "1",  # without the services that only a long-lived server needs
-        "PREFECT__SERVER_FINAL": "1",
-    }
+    environment = (
+        os.environ
+        | QUIET
+        | {
+            "PREFECT_API_DATABASE_CONNECTION_URL": f"sqlite+aiosqlite:///{folder.resolve() / 'prefect.db'}",
+            "PREFECT_UI_ENABLED": "0",
+            "PREFECT__SERVER_EPHEMERAL": "1",  # without the services that only a long-lived server needs
+            "PREFECT__SERVER_FINAL": "1",
+        }
+    )
     with (folder / "prefect.log").open("wb") as log:
         server = subprocess.Popen(
             command, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log, preexec_fn=end_with_parent

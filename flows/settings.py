@@ -63,10 +63,11 @@ def setting_names(model: BaseModel, prefix: str = "") -> Iterable[str]:
 
 def one_line(error: ValidationError) -> str:
     """A validation error as `name: what is wrong (got VALUE)`, one line for all of them."""
-    return "; ".join(
-        f"{'.'.join(map(str, item['loc'])) or 'settings'}: {item['msg'][0].lower()}{item['msg'][1:]} (got {item['input']!r:.60})"
-        for item in error.errors()
-    )
+    parts = []
+    for item in error.errors():
+        name, text = ".".join(map(str, item["loc"])) or "settings", item["msg"]
+        parts.append(f"{name}: {text[0].lower()}{text[1:]} (got {item['input']!r:.60})")
+    return "; ".join(parts)
 
 
 def nearest_of(name: str, names: Iterable[str]) -> str:

@@ -62,16 +62,18 @@ class Step:
         begun = _read(self.folder / BEGUN)
         if begun is not None and begun["recipe"] != self.recipe:
             digest = hashlib.sha256(_json(begun["recipe"])).hexdigest()
-            aside = self.folder.with_name(f"{self.folder.name}.{digest[:8]}")
-            number = 1
-            while aside.exists():
-                number += 1
-                aside = self.folder.with_name(f"{self.folder.name}.{digest[:8]}-{number}")
+            taken = len(list(self.folder.parent.glob(f"{self.folder.name}.{digest[:8]}*")))
+            aside = self.folder.with_name(f"{self.folder.name}.{digest[:8]}{f'-{taken + 1}' if taken else ''}")
             os.rename(self.folder, aside)
-        self.folder.mkdir(parents=True, exist_ok=True)
-        (self.folder / MARKER).unlink(missing_ok=True)
-        write_exclusively(self.folder / BEGUN, _json({"recipe": self.recipe}))
+        self.reopen()
         return aside
+
+    def reopen(self) -> None:
+        """Make the folder ready for work whose parts know themselves whether they are up to date."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        for name in (MARKER, BEGUN):
+            (self.folder / name).unlink(missing_ok=True)
+        write_exclusively(self.folder / BEGUN, _json({"recipe": self.recipe}))
 
     def finish(self, outputs: Iterable[Path], execution: Mapping[str, Any]) -> None:
         """Mark the step done: its recipe, the checksums of the named files, and how it went (seconds, device, ...)."""
@@ -106,7 +108,9 @@ def _flat(recipe: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def _short(field: str, value: Any) -> str:
-    return "none" if value is None else str(value)[:12] if field.startswith(("inputs.", "models.")) else json.dumps(value)
+    if value is None:
+        return "none"
+    return str(value)[:12] if field.startswith(("inputs.", "models.")) else json.dumps(value)
 
 
 def _json(content: Mapping[str, Any]) -> bytes:

@@ -1,0 +1,137 @@
+"""The flow that measures a run's adapters on the benchmark: images, embeddings, rows, summary."""
+
+from __future__ import annotations
+
+import logging
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from prefect import flow, task
+from prefect.cache_policies import NO_CACHE
+from prefect.states import Completed, State
+
+from flows.artifacts import Progress, table_artifact
+from flows.lock import locked
+from flows.plans import (
+    TRAINED,
+    adapters_folder,
+    benchmark_step,
+    evaluation_of,
+    evaluation_step,
+    evaluations,
+    training_step,
+)
+from flows.profiles import DrawnBenchmark, Profile, load_profile, record_configuration
+from flows.server import end_with_parent
+
+log = logging.getLogger(__name__)
+
+
+@flow(name="evaluate-adapters", flow_run_name="evaluation of {run}")
+def evaluate_adapters(
+    profile: str = "miniature", run: str = "runs/miniature", settings: dict[str, Any] | None = None
+) -> str:
+    """Measure the adapters in a run folder on the DreamBooth benchmark; returns the path of the summary.
+
+    Args:
+        profile: "miniature" or "full".
+        run: the run folder; train-adapters must have finished there.
+        settings: dotted settings that differ from the profile's, such as {"evaluation.images_per_prompt": 2}.
+    """
+    chosen, folder = load_profile(profile, settings or {}), Path(run)
+    with locked(folder):
+        record_configuration(folder, chosen)
+        if training_step(chosen, folder).changes():
+            raise FileNotFoundError(f"{run} has no adapters trained by these settings: run train-adapters first")
+        if isinstance(chosen.benchmark, DrawnBenchmark):
+            draw_benchmark(chosen.benchmark, folder)
+        for name in evaluations(chosen):
+            evaluate(chosen, folder, name)
+    return str(folder / TRAINED / "summary.json")
+
+
+@task(task_run_name="benchmark", cache_policy=NO_CACHE)
+def draw_benchmark(drawn: DrawnBenchmark, run: Path) -> State[Any] | None:
+    """Draw the miniature's benchmark, in a process of its own: the miniature's code is no part of the pipeline."""
+    step = benchmark_step(drawn, run)
+    if not step.changes():
+        return Completed(name="Cached", message="drawn already")
+    step.begin()
+    images = step.folder / "images"
+    if not images.is_dir():
+        log.info("benchmark: drawing %d subjects", drawn.subjects)
+        command = [sys.executable, "-m", "miniature.dreambooth", str(images)]
+        command += ["--subjects", str(drawn.subjects), "--images", str(drawn.images)]
+        done = subprocess.run(command, capture_output=True, text=True, preexec_fn=end_with_parent)
+        if done.returncode:
+            last = (done.stderr.strip().splitlines() or ["it said nothing"])[-1]
+            raise RuntimeError(f"drawing the benchmark failed with code {done.returncode}: {last}")
+    step.finish([images / "sha256.txt"], {})
+    return None
+
+
+@task(task_run_name="{name}", cache_policy=NO_CACHE)
+def evaluate(profile: Profile, run: Path, name: str) -> State[Any] | None:
+    """Sample, embed and score what is not up to date; each subject and variant is a shard that resumes by itself."""
+    if not evaluation_step(profile, run, name).changes():
+        log.info("%s: up to date", name)
+        return Completed(name="Cached", message="evaluated already, by the same recipe")
+    from dreamcache.dreambooth.generation import generate_cases
+    from dreamcache.dreambooth.scoring import embed_cases, score_cases, write_results
+    from dreamcache.dreambooth.summary import summarize
+
+    evaluation = evaluation_of(profile, run, name)
+    started = time.monotonic()
+    if any(plan.changes() for *_, plan in evaluation.image_plans()):
+        backbone, adapters, device = _models(profile, run, name)
+        log.info("%s: sampling %d subjects on %s", name, len(evaluation.subjects), device)
+        with Progress(f"{name} images", len(evaluation.image_plans()), "shards") as progress:
+            generate_cases(evaluation, backbone, adapters, report=_reporter(progress))
+    sampled = time.monotonic()
+    if any(plan.changes() for *_, plan in evaluation.embedding_plans()):
+        from dreamcache.dreambooth.embedders import load_clip, load_dino
+
+        with Progress(f"{name} embeddings", len(evaluation.embedding_plans()), "shards") as progress:
+            embed_cases(evaluation, load_dino(profile.dino), load_clip(profile.clip), report=_reporter(progress))
+    step = evaluation_step(profile, run, name)
+    step.reopen()
+    rows, real_rows = score_cases(evaluation)
+    summary = summarize(rows, real_rows)
+    write_results(step.folder, rows, real_rows, summary)
+    seconds = {"images": round(sampled - started, 1), "scores": round(time.monotonic() - sampled, 1)}
+    outputs = [step.folder / file for file in ("rows.jsonl", "real.jsonl", "summary.json")]
+    step.finish(outputs, {"seconds": round(time.monotonic() - started, 1), "seconds_by_part": seconds})
+    _show(name, summary)
+    return None
+
+
+def _models(profile: Profile, run: Path, name: str) -> tuple[Any, Any, str]:
+    import torch
+
+    from dreamcache import AdapterSet, load_backbone
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    backbone = load_backbone(profile.backbone, device=device, dtype=getattr(torch, profile.training.dtype))
+    folder = adapters_folder(run) if name == TRAINED else Path(str(profile.compare_with))
+    return backbone, AdapterSet.from_pretrained(folder, backbone).to(device), device
+
+
+def _reporter(progress: Progress) -> Callable[[dict[str, Any]], None]:
+    return lambda row: progress.at(row["done"], f"{row['variant']} {row['subject']}")
+
+
+def _show(name: str, summary: dict[str, Any]) -> None:
+    rows = []
+    for variant, kinds in summary["variants"].items():
+        row = {"images": variant}
+        for metric in ("dino", "clip_i", "clip_t"):
+            value = kinds["overall"][metric]
+            interval = "" if value["low"] is None else f" [{value['low']:.3f}, {value['high']:.3f}]"
+            row[metric] = f"{value['mean']:.3f}{interval}"
+        rows.append(row)
+        log.info("%s: %s: DINO %s, CLIP-I %s, CLIP-T %s", name, variant, row["dino"], row["clip_i"], row["clip_t"])
+    table_artifact(f"{name}-scores", f"Scores of {name}, with 95% intervals", rows)

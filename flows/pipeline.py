@@ -1,0 +1,47 @@
+"""The flow of flows: dataset, adapters, evaluation, report, one after another in one process."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from prefect import flow, task
+from prefect.artifacts import create_link_artifact
+from prefect.cache_policies import NO_CACHE
+from prefect.states import Completed, State
+
+from flows.artifacts import artifact_key
+from flows.build_dataset import build_dataset
+from flows.evaluate_adapters import evaluate_adapters
+from flows.plans import report_is_current
+from flows.profiles import Profile, load_profile
+from flows.report import write_report
+from flows.train_adapters import train_adapters
+
+
+@flow(name="dreamcache-pipeline", flow_run_name="all of {run}")
+def dreamcache_pipeline(
+    profile: str = "miniature", run: str = "runs/miniature", settings: dict[str, Any] | None = None
+) -> str:
+    """Build the dataset, train adapters on it, evaluate them and write the report; returns the report's path.
+
+    Args:
+        profile: "miniature" or "full".
+        run: the run folder; what is up to date there stays.
+        settings: dotted settings that differ from the profile's, such as {"images.guidance_scale": 5.0}.
+    """
+    build_dataset(profile=profile, run=run, settings=settings)
+    train_adapters(profile=profile, run=run, settings=settings)
+    evaluate_adapters(profile=profile, run=run, settings=settings)
+    report(load_profile(profile, settings or {}), Path(run))
+    return str(Path(run) / "report.html")
+
+
+@task(task_run_name="report", cache_policy=NO_CACHE)
+def report(profile: Profile, run: Path) -> State[Any] | None:
+    """Write the report unless it shows what lies there already."""
+    if report_is_current(profile, run):
+        return Completed(name="Cached", message="the report shows this already")
+    path = write_report(profile, run)
+    create_link_artifact(link=path.resolve().as_uri(), key=artifact_key(f"report-{run}"), link_text="Report")
+    return None

@@ -1,0 +1,145 @@
+"""What a run's steps are made from, and so whether they are up to date; no model is loaded here, and no Prefect."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from datagen.dataset import Dataset, explained
+from datagen.identity import model_identity
+from dreamcache.dreambooth.cases import load_benchmark
+from dreamcache.dreambooth.evaluation import Evaluation
+from dreamcache.dreambooth.models import model_identity as embedder_identity
+from flows.profiles import DrawnBenchmark, Profile, miniature_checkpoints
+from flows.steps import Step
+from shards.markers import checked_marker
+from shards.triplets import triplet_paths
+
+TRAINING_VERSION = 1
+BENCHMARK_VERSION = 1
+EVALUATION_VERSION = 1
+REPORT_VERSION = 1
+
+# The folders of the two evaluations, of the adapters just trained and of those that the profile compares them with.
+TRAINED, COMPARED = "evaluation", "evaluation-compared"
+
+
+def recipe(
+    version: int, settings: Mapping[str, Any], models: Mapping[str, str], inputs: Mapping[str, Any]
+) -> dict[str, Any]:
+    """A step's recipe in the form in which it is read back from a marker."""
+    content = {"version": version, "settings": settings, "models": models, "inputs": inputs}
+    return dict(json.loads(json.dumps(content)))
+
+
+def training_step(profile: Profile, run: Path) -> Step:
+    """Training: its settings, the backbone, and the triplet shards."""
+    models = {"backbone": model_identity(profile.backbone, "backbone")}
+    settings = profile.training.model_dump(mode="json")
+    try:
+        paths = triplet_paths(run)
+    except FileNotFoundError:
+        return Step("training", run / "training", recipe(TRAINING_VERSION, settings, models, {}), ("the dataset",))
+    inputs = {path.relative_to(run).as_posix(): checked_marker(path).shard.sha256 for path in paths}
+    return Step("training", run / "training", recipe(TRAINING_VERSION, settings, models, inputs))
+
+
+def adapters_folder(run: Path) -> Path:
+    """Where a run's trained adapters lie."""
+    return run / "training" / "adapters"
+
+
+def benchmark_step(drawn: DrawnBenchmark, run: Path) -> Step:
+    """The miniature's benchmark: its size, and the code that draws it."""
+    code = hashlib.sha256()
+    for path in sorted(miniature_checkpoints().parent.glob("*.py")):
+        code.update(path.read_bytes())
+    models = {"drawing": code.hexdigest()}
+    return Step("benchmark", run / "benchmark", recipe(BENCHMARK_VERSION, drawn.model_dump(), models, {}))
+
+
+def benchmark_folder(profile: Profile, run: Path) -> Path:
+    """Where the benchmark of a run lies: the profile's folder, or the drawn one in the run folder."""
+    drawn = isinstance(profile.benchmark, DrawnBenchmark)
+    return run / "benchmark" / "images" if drawn else Path(str(profile.benchmark)).expanduser()
+
+
+def evaluation_of(profile: Profile, run: Path, name: str) -> Evaluation:
+    """One of the two evaluations, TRAINED or COMPARED; the benchmark and the adapters must be there.
+
+    The second one leaves out what the first has sampled already: the images that need no adapters.
+    """
+    config, adapters = profile.evaluation, adapters_folder(run)
+    if name == COMPARED:
+        assert profile.compare_with is not None
+        adapters = Path(profile.compare_with)
+        variants = tuple(variant for variant in config.variants if variant in ("adapters", "wrong-reference"))
+        config = config.model_copy(update={"variants": variants})
+    models = {
+        "backbone": model_identity(profile.backbone, "backbone"),
+        "adapters": model_identity(str(adapters), "adapters"),
+        "dino": embedder_identity(profile.dino),
+        "clip": embedder_identity(profile.clip),
+    }
+    return Evaluation(run / name, load_benchmark(benchmark_folder(profile, run)), config, models)
+
+
+def evaluations(profile: Profile) -> list[str]:
+    """The names of a profile's evaluations."""
+    return [TRAINED] if profile.compare_with is None else [TRAINED, COMPARED]
+
+
+def evaluation_step(profile: Profile, run: Path, name: str) -> Step:
+    """An evaluation as a whole: its rows and its summary, made from shards that have markers of their own."""
+    missing = []
+    if training_step(profile, run).changes():
+        missing.append("the training")
+    if isinstance(profile.benchmark, DrawnBenchmark) and benchmark_step(profile.benchmark, run).changes():
+        missing.append("the benchmark")
+    if missing:
+        return Step(name, run / name, recipe(EVALUATION_VERSION, {}, {}, {}), tuple(missing))
+    evaluation = evaluation_of(profile, run, name)
+    embedded = {}
+    for *_, plan in evaluation.embedding_plans():
+        if plan.changes():
+            return Step(name, run / name, recipe(EVALUATION_VERSION, {}, {}, {}), (plan.name,))
+        embedded[f"{plan.spec.name}/{plan.index:05d}"] = checked_marker(plan.path).shard.sha256
+    settings = evaluation.config.model_dump(mode="json")
+    return Step(name, run / name, recipe(EVALUATION_VERSION, settings, evaluation.models, embedded))
+
+
+def report_digest(profile: Profile, run: Path) -> str:
+    """The SHA-256 over all that a report shows: the configuration and every marker in the run folder."""
+    total = hashlib.sha256(f"{REPORT_VERSION} {run} {profile.model_dump_json()}".encode())
+    for path in sorted(run.rglob("*done.json")):
+        total.update(path.relative_to(run).as_posix().encode() + path.read_bytes())
+    return total.hexdigest()
+
+
+def report_is_current(profile: Profile, run: Path) -> bool:
+    """Whether report.html, which carries the digest of what it shows, shows what lies in the run folder now."""
+    path = run / "report.html"
+    return path.is_file() and report_digest(profile, run) in path.read_text(encoding="utf-8")[:1000]
+
+
+def pending(command: str, profile: Profile, run: Path) -> list[str]:
+    """What a command would do in a run folder and why, one line a thing; empty if all is up to date.
+
+    `command` is "run", "build-dataset", "train-adapters" or "evaluate-adapters". Raises FileNotFoundError for a model
+    that is not there.
+    """
+    lines: list[str] = []
+    if command in ("run", "build-dataset"):
+        lines += explained(Dataset(profile.dataset, run).remaining())
+    if command in ("run", "train-adapters"):
+        lines += ["training: after the dataset"] if lines else training_step(profile, run).changes()
+    if command in ("run", "evaluate-adapters"):
+        for name in evaluations(profile):
+            waits = lines and command == "run"
+            lines += [f"{name}: after the training"] if waits else evaluation_step(profile, run, name).changes()
+    if command == "run" and (lines or not report_is_current(profile, run)):
+        lines.append("report: to write" if not lines else "report: after the evaluation")
+    return lines

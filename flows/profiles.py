@@ -1,0 +1,161 @@
+"""Profiles: complete sets of models, the engines that run them, and sizes. Two ship, `miniature` and `full`."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from collections.abc import Callable, Mapping
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from datagen.captions import CaptionsConfig
+from datagen.config import Execution
+from datagen.dataset import DatasetConfig
+from datagen.images import ImagesConfig
+from datagen.masks import MasksConfig
+from dreamcache.configs import SamplingConfig, TrainingConfig
+from dreamcache.dreambooth.config import EvaluationConfig
+from flows.settings import nearest_of, with_settings
+
+
+class DrawnBenchmark(BaseModel):
+    """The size of the miniature's benchmark, which is drawn by `python -m miniature.dreambooth`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    subjects: int = Field(30, ge=2)
+    images: int = Field(5, ge=2, description="drawn images a subject")
+
+
+class Profile(BaseModel):
+    """All that a run is made with: how the dataset is built, adapters trained and measured, and with which models."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str
+    dataset: DatasetConfig
+    backbone: str = Field(description="the Stable Diffusion that adapters are for; a local folder or a Hub name")
+    training: TrainingConfig
+    evaluation: EvaluationConfig
+    benchmark: str | DrawnBenchmark = Field(description="DreamBooth's folder, or how large a miniature one is drawn")
+    dino: str = Field(description="the ViT of the DINO scores")
+    clip: str = Field(description="the CLIP of CLIP-I and CLIP-T")
+    compare_with: str | None = Field(None, description="a folder of adapters to evaluate beside the trained ones")
+
+
+def miniature_checkpoints() -> Path:
+    """The folder of the miniature's checkpoints, found without importing the package that drew and trained them.
+
+    Raises FileNotFoundError where the package is not installed.
+    """
+    found = importlib.util.find_spec("miniature")
+    if found is None or not found.submodule_search_locations:
+        raise FileNotFoundError("the package miniature with its checkpoints is not installed: pip install -e .")
+    return Path(next(iter(found.submodule_search_locations))) / "checkpoints"
+
+
+def _miniature() -> Profile:
+    checkpoints = miniature_checkpoints()
+    return Profile(
+        name="miniature",
+        dataset=DatasetConfig(
+            captions_per_shard=64,
+            shards=5,
+            shards_per_block=5,
+            captions=CaptionsConfig(model=str(checkpoints / "llama"), taxonomy=str(checkpoints / "taxonomy.json")),
+            images=ImagesConfig(model=str(checkpoints / "stable-diffusion"), execution=Execution(batch_size=16)),
+            masks=MasksConfig(
+                box_model=str(checkpoints / "detector"),
+                mask_model=str(checkpoints / "sam"),
+                execution=Execution(batch_size=16),
+            ),
+        ),
+        backbone=str(checkpoints / "stable-diffusion"),
+        # Adapters of 0.6M parameters on a small U-Net: larger steps than the paper's, and many fewer of them.
+        training=TrainingConfig(
+            steps=240,
+            batch_size=16,
+            learning_rate=1e-3,
+            warmup_steps=20,
+            held_out=0.15,
+            validation_every=60,
+            validation_triplets=32,
+            checkpoint_every=40,
+        ),
+        # The miniature's reference needs a larger scale than SD 1.5's.
+        evaluation=EvaluationConfig(
+            images_per_prompt=1, prompts=2, sampling=SamplingConfig(steps=20, image_guidance_scale=3.0)
+        ),
+        benchmark=DrawnBenchmark(subjects=32, images=4),
+        dino=str(checkpoints / "dino"),
+        clip=str(checkpoints / "clip"),
+        compare_with=str(checkpoints / "adapters"),
+    )
+
+
+def _full() -> Profile:
+    return Profile(
+        name="full",
+        dataset=DatasetConfig(
+            target_triplets=400_000,
+            captions=CaptionsConfig(
+                model="meta-llama/Llama-3.2-3B-Instruct",
+                taxonomy=str(files("datagen") / "taxonomy.json"),
+                instruction=CAPTION_INSTRUCTION,
+                dtype="bfloat16",
+                execution=Execution(batch_size=64),
+            ),
+            images=ImagesConfig(
+                model="stabilityai/stable-diffusion-xl-base-1.0",
+                vae="madebyollin/sdxl-vae-fp16-fix",  # SDXL's own gives NaN in float16
+                stored_size=512,
+                dtype="float16",
+            ),
+            masks=MasksConfig(box_model="IDEA-Research/grounding-dino-tiny", mask_model="facebook/sam-vit-huge"),
+        ),
+        backbone="stable-diffusion-v1-5/stable-diffusion-v1-5",
+        training=TrainingConfig(dtype="bfloat16", accumulation=8),
+        evaluation=EvaluationConfig(),
+        benchmark="dreambooth/dataset",
+        dino="facebook/dino-vits16",
+        clip="openai/clip-vit-base-patch32",
+    )
+
+
+CAPTION_INSTRUCTION = (
+    "You write captions for photographs. For the subject, the place and the detail that you are given, answer with one "
+    'JSON object {"subject": ..., "class": ..., "caption": ...}: the subject\'s noun, its class, and one vivid '
+    "sentence of at most 30 words about a single such subject at that place, in which the noun stands. Nothing else."
+)
+PROFILES: dict[str, Callable[[], Profile]] = {"miniature": _miniature, "full": _full}
+
+
+def load_profile(name: str, settings: Mapping[str, Any] | None = None) -> Profile:
+    """A profile by name with dotted settings changed, such as `{"images.guidance_scale": 5.0}`.
+
+    Settings of the dataset go by their stage's name alone. Raises ValueError, in one line with the nearest right
+    names, for a profile or a setting that does not exist, or a value that does not fit.
+    """
+    if name not in PROFILES:
+        raise ValueError(f"there is no profile {name}{nearest_of(name, PROFILES)}")
+    parts = set(DatasetConfig.model_fields)
+    full = {
+        (f"dataset.{key}" if key.partition(".")[0] in parts else key): value for key, value in (settings or {}).items()
+    }
+    try:
+        return with_settings(PROFILES[name](), full)
+    except ValueError as error:
+        raise ValueError(str(error).replace("dataset.", "")) from None
+
+
+def record_configuration(run: Path, profile: Profile) -> None:
+    """Keep the complete configuration of the latest start in the run folder, `config.json`."""
+    content = json.dumps(profile.model_dump(mode="json"), indent=1).encode() + b"\n"
+    path = run / "config.json"
+    if not path.is_file() or path.read_bytes() != content:
+        partial = path.with_name("config.json.partial")
+        partial.write_bytes(content)
+        partial.replace(path)

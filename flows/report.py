@@ -1,0 +1,128 @@
+"""The report: one HTML file, pictures inside, of what a run made and how good it is."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from flows.pictures import data_uri, with_mask
+from flows.plans import report_digest
+from flows.profiles import Profile
+from flows.report_dataset import STAGES, reject_groups, run_markers, stage_rows
+from flows.report_training import gallery, scores, training
+from shards.markers import Marker
+from shards.triplets import Triplet, TripletShards, triplet_paths
+
+TRIPLETS_SHOWN = 12
+
+
+def write_report(profile: Profile, run: Path) -> Path:
+    """Write `RUN/report.html` from what lies in a run folder, leaving out what is not there yet; returns its path.
+
+    Raises FileNotFoundError where there is not even a dataset.
+    """
+    paths = triplet_paths(run)
+    digest = report_digest(profile, run)
+    markers = run_markers(run)
+    trained = training(profile, run)
+    scored = scores(profile, run)
+    content = {
+        "digest": digest,
+        "title": f"DreamCache: {run.name}",
+        "profile": profile.name,
+        "run": str(run),
+        "summary": _summary(profile),
+        "figures": _figures(markers, trained, scored),
+        "stages": stage_rows(markers),
+        "rejects": reject_groups(run, markers),
+        "triplets": [_triplet(triplet) for triplet in _spread(TripletShards(paths), TRIPLETS_SHOWN)],
+        "training": trained,
+        "gallery": gallery(profile, run),
+        "scores": scored,
+        "times": _times(run, markers),
+        "command": f"dreamcache run --profile {profile.name} --run {run}",
+        "models": _models(markers, run),
+        "configuration": json.dumps(profile.model_dump(mode="json"), indent=1),
+    }
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True
+    )
+    path = run / "report.html"
+    partial = path.with_name("report.html.partial")
+    partial.write_text(environment.get_template("report.html").render(content), encoding="utf-8")
+    partial.replace(path)
+    return path
+
+
+def _summary(profile: Profile) -> str:
+    sampling = profile.evaluation.sampling
+    protocol = profile.evaluation.protocol
+    return (
+        f"Images sampled with {sampling.guidance} guidance, text {sampling.guidance_scale:g}, reference "
+        f"{sampling.image_guidance_scale:g}, {sampling.steps} steps; scored by the protocol {protocol}."
+    )
+
+
+def _figures(
+    markers: dict[str, list[Marker]], trained: dict[str, Any] | None, scored: dict[str, Any] | None
+) -> list[dict[str, str]]:
+    figures = [
+        {"value": f"{sum(m.records_out for m in markers[stage]):,}", "label": label}
+        for stage, label in (("dedup", "captions kept"), ("images", "images"), ("triplets", "triplets"))
+        if stage in markers
+    ]
+    if trained:
+        figures.append({"value": f"{trained['steps']:,}", "label": "training steps"})
+    if scored:
+        figures += scored["headline"]
+    return figures
+
+
+def _spread(triplets: TripletShards, count: int) -> list[Triplet]:
+    """`count` triplets from places spread evenly over all shards."""
+    places = [(shard, index) for shard, number in enumerate(triplets.counts) for index in range(number)]
+    step = max(1, len(places) // count)
+    return [triplets.read(*place) for place in places[::step][:count]]
+
+
+def _triplet(triplet: Triplet) -> dict[str, str]:
+    from dreamcache.reference import reference_image
+
+    image, mask = triplet.image, triplet.mask
+    return {
+        "target": data_uri(image),
+        "mask": data_uri(with_mask(image, mask)),
+        "reference": data_uri(reference_image(image, mask, image.width)),
+        "caption": triplet.caption,
+        "key": triplet.key,
+        "subject": str(triplet.record["subject"]),
+    }
+
+
+def _times(run: Path, markers: dict[str, list[Marker]]) -> list[dict[str, Any]]:
+    seconds = [(stage, sum(m.execution.get("seconds", 0.0) for m in found)) for stage, found in markers.items()]
+    for name in ("training", "evaluation", "evaluation-compared"):
+        path = run / name / "done.json"
+        if path.is_file():
+            seconds.append((name, json.loads(path.read_bytes())["execution"].get("seconds", 0.0)))
+    most = max([number for _, number in seconds] + [1e-9])
+    return [{"name": name, "seconds": number, "percent": round(100 * number / most, 1)} for name, number in seconds]
+
+
+def _models(markers: dict[str, list[Marker]], run: Path) -> Sequence[tuple[str, str]]:
+    models = {
+        f"{stage}: {role}": str(identity)
+        for stage in STAGES
+        for marker in markers.get(stage, [])[:1]
+        for role, identity in marker.recipe["models"].items()
+    }
+    for name in ("training", "evaluation", "evaluation-compared"):
+        path = run / name / "done.json"
+        if path.is_file():
+            recipe = json.loads(path.read_bytes())["recipe"]
+            models |= {f"{name}: {role}": identity for role, identity in recipe["models"].items()}
+    return list(models.items())

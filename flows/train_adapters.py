@@ -1,0 +1,88 @@
+"""The flow that trains adapters on a run's triplets, resuming where a killed one stood."""
+
+from __future__ import annotations
+
+import logging
+import time
+from pathlib import Path
+from typing import Any
+
+from prefect import flow, task
+from prefect.cache_policies import NO_CACHE
+from prefect.states import Completed, State
+
+from flows.artifacts import Progress, table_artifact
+from flows.lock import locked
+from flows.plans import training_step
+from flows.profiles import Profile, load_profile, record_configuration
+from shards.triplets import triplet_paths
+
+log = logging.getLogger(__name__)
+
+
+@flow(name="train-adapters", flow_run_name="adapters of {run}")
+def train_adapters(
+    profile: str = "miniature", run: str = "runs/miniature", settings: dict[str, Any] | None = None
+) -> str:
+    """Train adapters on the triplets in a run folder; returns their folder.
+
+    Args:
+        profile: "miniature" or "full".
+        run: the run folder; build-dataset must have finished there.
+        settings: dotted settings that differ from the profile's, such as {"training.steps": 400}.
+    """
+    chosen, folder = load_profile(profile, settings or {}), Path(run)
+    with locked(folder):
+        record_configuration(folder, chosen)
+        train(chosen, folder)
+    return str(folder / "training" / "adapters")
+
+
+@task(task_run_name="training", cache_policy=NO_CACHE)
+def train(profile: Profile, run: Path) -> State[Any] | None:
+    """Train, or find that the adapters of this very recipe are there."""
+    step = training_step(profile, run)
+    reasons = step.changes()
+    if not reasons:
+        log.info("training: up to date")
+        return Completed(name="Cached", message="trained already, by the same recipe")
+    if step.missing:
+        raise FileNotFoundError(f"{run}: {step.missing[0]} is not finished; run build-dataset first")
+    import torch
+
+    from dreamcache import load_backbone
+    from dreamcache import train_adapters as train_in_folder
+
+    log.info("training: %s", "; ".join(reasons[:3]))
+    if (aside := step.begin()) is not None:
+        log.info("training: earlier work of another recipe is kept in %s", aside)
+    started = time.monotonic()
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    backbone = load_backbone(profile.backbone, device=device, dtype=getattr(torch, profile.training.dtype))
+    rows: list[dict[str, Any]] = []
+    with Progress("training", profile.training.steps, "steps") as progress:
+
+        def report(row: dict[str, Any]) -> None:
+            progress.at(int(row["step"]), f"loss {row['loss']:.4f}")
+            if row.get("validation_right") is not None:
+                rows.append(row)
+                log.info("training: step %d, held-out loss %s", row["step"], _held_out(row))
+
+        adapters = train_in_folder(backbone, triplet_paths(run), profile.training, step.folder, report)
+    step.finish(
+        [*sorted(path for path in adapters.iterdir() if path.is_file()), step.folder / "log.csv"],
+        {"seconds": round(time.monotonic() - started, 1), "device": device, "steps": profile.training.steps},
+    )
+    if rows:
+        table_artifact("held-out-loss", "Loss on held-out triplets", [_validation(row) for row in rows])
+        log.info("training: done; held-out loss %s", _held_out(rows[-1]))
+    return None
+
+
+def _validation(row: dict[str, Any]) -> dict[str, Any]:
+    return {"step": row["step"]} | {name: row[f"validation_{name}"] for name in ("right", "wrong", "none")}
+
+
+def _held_out(row: dict[str, Any]) -> str:
+    kinds = {"right": "right reference", "wrong": "wrong reference", "none": "no reference"}
+    return ", ".join(f"{text} {row[f'validation_{name}']:.5f}" for name, text in kinds.items())
