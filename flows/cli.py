@@ -8,7 +8,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import typer
 
@@ -150,9 +150,7 @@ def _quiet_libraries(debug: bool) -> None:
     import prefect.main  # noqa: F401  (sets up logging once; our handler is added to what it sets)
 
     handler = logging.StreamHandler(sys.stdout)
-    started = time.monotonic()
-    handler.addFilter(lambda record: setattr(record, "since", time.monotonic() - started) or True)
-    handler.setFormatter(logging.Formatter("%(since)5.0f s  %(message)s"))
+    handler.setFormatter(logging.Formatter("%(asctime)s  %(message)s", "%H:%M:%S"))
     logger = logging.getLogger("flows")
     logger.setLevel(logging.INFO)
     logger.addHandler(handler)
@@ -170,7 +168,7 @@ def _or_one_line(action: Callable[[], None], debug: bool) -> None:
         _fail(error, 1)
 
 
-def _fail(error: object, code: int) -> Any:
+def _fail(error: object, code: int) -> NoReturn:
     text = " ".join(str(error).split()) or type(error).__name__
     if isinstance(error, Exception) and not isinstance(error, (ValueError, OSError, RuntimeError)):
         text = f"{type(error).__name__}: {text} (--debug shows where)"

@@ -68,11 +68,11 @@ def _example(run: Path, shard: Path, record: dict[str, Any]) -> dict[str, Any]:
     text = str(record.get("caption") or record.get("raw") or record["key"])
     picture = None
     if "jpg" in parts:
-        image = Image.open(io.BytesIO(parts["jpg"]))
+        image = Image.open(io.BytesIO(parts["jpg"])).convert("RGB")
         text = json.loads(parts["json"])["caption"]
         masks = _stored(run / "masks" / f"{shard.name.partition('.')[0]}.tar", record["key"])
         if "mask.png" in masks:
-            image = with_mask(image.convert("RGB"), Image.open(io.BytesIO(masks["mask.png"])))
+            image = with_mask(image, Image.open(io.BytesIO(masks["mask.png"])))
         picture = data_uri(image, 150)
     if (value := record.get("value")) is not None:
         text += f" ({value:.3g})"

@@ -10,6 +10,7 @@ from typing import Any
 
 from PIL import Image
 
+from dreamcache.dreambooth.config import Variant
 from dreamcache.dreambooth.evaluation import Evaluation
 from dreamcache.dreambooth.scoring import ROWS, SUMMARY
 from dreamcache.dreambooth.summary import METRICS, compare
@@ -87,6 +88,7 @@ def gallery(profile: Profile, run: Path) -> dict[str, Any] | None:
     folders = dict(_current(profile, run))
     if TRAINED not in folders:
         return None
+    columns: list[tuple[str, Evaluation, Variant]]
     columns = [("no adapters", folders[TRAINED], "no-adapters"), ("just trained", folders[TRAINED], "adapters")]
     if COMPARED in folders:
         columns.insert(1, ("committed adapters", folders[COMPARED], "adapters"))
@@ -143,7 +145,7 @@ def scores(profile: Profile, run: Path) -> dict[str, Any] | None:
     ]
     return {
         "text": f"Benchmark {summary['benchmark']}, {number} subjects never seen in training, "
-        f"{summary['images']} images; protocol {summary['protocol']}. In brackets 95% intervals, by bootstrap over subjects.",
+        f"{summary['images']} images; protocol {summary['protocol']}. In brackets 95% intervals, bootstrapped over subjects.",
         "metrics": [METRIC_NAMES[metric] for metric in METRICS],
         "rows": rows,
         "differences": differences,

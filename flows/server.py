@@ -37,8 +37,8 @@ def prefect_server(folder: Path) -> Iterator[str]:
     """Yield the address of the Prefect API: the configured one, or that of a server which lives as long as this block.
 
     Call it from the main thread: the server ends with the thread that started it. Its database is
-    `folder/prefect.db`: `prefect server start` shows its runs later, given that file's address as
-    PREFECT_API_DATABASE_CONNECTION_URL=sqlite+aiosqlite:///... Raises RuntimeError if it does not answer within a minute.
+    `folder/prefect.db`: `prefect server start` shows its runs later, given that file's address,
+    `sqlite+aiosqlite:///...`, as PREFECT_API_DATABASE_CONNECTION_URL. Raises RuntimeError if it does not answer within a minute.
     """
     import prefect
     from prefect.events.worker import EventsWorker
