@@ -3,7 +3,7 @@
     benchmark = load_benchmark(folder)                                            # cases.py
     models = {"backbone": ..., "adapters": model_identity(adapters_folder),       # models.py
               "dino": model_identity(dino_folder), "clip": model_identity(clip_folder)}
-    evaluation = Evaluation(run / "evaluation", benchmark, EvaluationConfig(), models, masks)   # evaluation.py, config.py
+    evaluation = Evaluation(run / "evaluation", benchmark, EvaluationConfig(), models, masks)   # evaluation.py
     evaluation.changes()                                  # why shards have to be made; [] when all is up to date
     generate_cases(evaluation, backbone, adapters)        # generation.py: images/
     embed_cases(evaluation, load_dino(dino_folder), load_clip(clip_folder))       # scoring.py: embeddings/
