@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import subprocess
 import sys
@@ -17,6 +18,7 @@ from prefect.states import Completed, State
 from flows.artifacts import Progress, table_artifact
 from flows.lock import locked
 from flows.plans import (
+    COMPARED,
     TRAINED,
     adapters_folder,
     benchmark_step,
@@ -27,6 +29,7 @@ from flows.plans import (
 )
 from flows.profiles import DrawnBenchmark, Profile, load_profile, record_configuration
 from flows.server import end_with_parent
+from shards.triplets import TripletShards, triplet_paths
 
 log = logging.getLogger(__name__)
 
@@ -104,6 +107,8 @@ def evaluate(profile: Profile, run: Path, name: str) -> State[Any] | None:
     write_results(step.folder, rows, real_rows, summary)
     seconds = {"images": round(sampled - started, 1), "scores": round(time.monotonic() - sampled, 1)}
     outputs = [step.folder / file for file in ("rows.jsonl", "real.jsonl", "summary.json")]
+    if name == COMPARED:
+        outputs.append(_held_out_loss(profile, run, step.folder))
     step.finish(outputs, {"seconds": round(time.monotonic() - started, 1), "seconds_by_part": seconds})
     _show(name, summary)
     return None
@@ -118,6 +123,18 @@ def _models(profile: Profile, run: Path, name: str) -> tuple[Any, Any, str]:
     backbone = load_backbone(profile.backbone, device=device, dtype=getattr(torch, profile.training.dtype))
     folder = adapters_folder(run) if name == TRAINED else Path(str(profile.compare_with))
     return backbone, AdapterSet.from_pretrained(folder, backbone).to(device), device
+
+
+def _held_out_loss(profile: Profile, run: Path, folder: Path) -> Path:
+    """The compared adapters' loss on the held-out triplets, which training logs of the run's own adapters."""
+    from dreamcache.validation import held_out_triplets, validation_loss
+
+    config = profile.training
+    triplets = held_out_triplets(TripletShards(triplet_paths(run)), config.held_out, config.validation_triplets)
+    backbone, adapters, _ = _models(profile, run, COMPARED)
+    path = folder / "held-out.json"
+    path.write_text(json.dumps(validation_loss(backbone, adapters, triplets)))
+    return path
 
 
 def _reporter(progress: Progress) -> Callable[[dict[str, Any]], None]:

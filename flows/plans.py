@@ -44,7 +44,8 @@ def training_step(profile: Profile, run: Path) -> Step:
     except FileNotFoundError:
         return Step("training", run / "training", recipe(TRAINING_VERSION, settings, models, {}), ("the dataset",))
     inputs = {path.relative_to(run).as_posix(): checked_marker(path).shard.sha256 for path in paths}
-    return Step("training", run / "training", recipe(TRAINING_VERSION, settings, models, inputs))
+    made_from = recipe(TRAINING_VERSION, settings, models, inputs)
+    return Step("training", run / "training", made_from, extendable=frozenset({"steps"}))
 
 
 def adapters_folder(run: Path) -> Path:

@@ -52,15 +52,9 @@ def training(profile: Profile, run: Path) -> dict[str, Any] | None:
         for name, label in KINDS.items()
     ]
     config = profile.training
-    held_out = (
-        [
-            {"label": label, **{name: row[f"validation_{name}"] for name in KINDS}}
-            for label, row in (("before training", validations[0]), ("just trained", validations[-1]))
-            if row["step"] == 0 or row is validations[-1]
-        ]
-        if validations
-        else []
-    )
+    held_out = [
+        {"label": "just trained", **{name: row[f"validation_{name}"] for name in KINDS}} for row in validations[-1:]
+    ]
     compared = run / COMPARED / "held-out.json"
     if compared.is_file():
         held_out.append({"label": "committed", **json.loads(compared.read_text())})
@@ -145,7 +139,8 @@ def scores(profile: Profile, run: Path) -> dict[str, Any] | None:
     ]
     return {
         "text": f"Benchmark {summary['benchmark']}, {number} subjects never seen in training, "
-        f"{summary['images']} images; protocol {summary['protocol']}. In brackets 95% intervals, bootstrapped over subjects.",
+        f"{summary['images']} images; protocol {summary['protocol']}. In brackets: 95% intervals, "
+        "bootstrapped over subjects.",
         "metrics": [METRIC_NAMES[metric] for metric in METRICS],
         "rows": rows,
         "differences": differences,

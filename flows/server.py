@@ -38,7 +38,8 @@ def prefect_server(folder: Path) -> Iterator[str]:
 
     Call it from the main thread: the server ends with the thread that started it. Its database is
     `folder/prefect.db`: `prefect server start` shows its runs later, given that file's address,
-    `sqlite+aiosqlite:///...`, as PREFECT_API_DATABASE_CONNECTION_URL. Raises RuntimeError if it does not answer within a minute.
+    `sqlite+aiosqlite:///...`, as PREFECT_API_DATABASE_CONNECTION_URL. Raises
+    RuntimeError if it does not answer within a minute.
     """
     import prefect
     from prefect.events.worker import EventsWorker

@@ -23,13 +23,14 @@ class Step:
 
     As with a shard, the marker `done.json` is written last and is the only truth about what is done; `begun.json` says
     what an unfinished folder was begun with, so that only work of the same recipe is resumed. `missing` names the
-    inputs that are not finished.
+    inputs that are not finished; `extendable` the settings of which a larger value goes on with the same work.
     """
 
     name: str
     folder: Path
     recipe: dict[str, Any]
     missing: tuple[str, ...] = ()
+    extendable: frozenset[str] = frozenset()
 
     @property
     def digest(self) -> str:
@@ -54,19 +55,26 @@ class Step:
         return lines
 
     def begin(self) -> Path | None:
-        """Make the folder ready for the work, resuming what the same recipe began; returns where other work went.
+        """Make the folder ready for the work, resuming what this recipe began; returns where other work went.
 
         Work of another recipe may have cost days: it is set aside under a name with its digest, never deleted.
         """
         aside = None
         begun = _read(self.folder / BEGUN)
-        if begun is not None and begun["recipe"] != self.recipe:
+        if begun is not None and not self._continues(begun["recipe"]):
             digest = hashlib.sha256(_json(begun["recipe"])).hexdigest()
             taken = len(list(self.folder.parent.glob(f"{self.folder.name}.{digest[:8]}*")))
             aside = self.folder.with_name(f"{self.folder.name}.{digest[:8]}{f'-{taken + 1}' if taken else ''}")
             os.rename(self.folder, aside)
         self.reopen()
         return aside
+
+    def _continues(self, begun: dict[str, Any]) -> bool:
+        before, after = dict(begun["settings"]), dict(self.recipe["settings"])
+        for name in self.extendable & before.keys() & after.keys():
+            if before.pop(name) > after.pop(name):
+                return False
+        return {**begun, "settings": before} == {**self.recipe, "settings": after}
 
     def reopen(self) -> None:
         """Make the folder ready for work whose parts know themselves whether they are up to date."""

@@ -63,6 +63,8 @@ def train(profile: Profile, run: Path) -> State[Any] | None:
     with Progress("training", profile.training.steps, "steps") as progress:
 
         def report(row: dict[str, Any]) -> None:
+            if "step" not in row:
+                return  # targets and captions are being encoded
             progress.at(int(row["step"]), f"loss {row['loss']:.4f}")
             if row.get("validation_right") is not None:
                 rows.append(row)
