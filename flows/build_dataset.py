@@ -71,6 +71,7 @@ class StageWork:
     def __init__(self, block: Block, stage: str, progress: Progress | None) -> None:
         self.block, self.stage, self.progress = block, stage, progress
         self.made: list[Marker] = []
+        self._shown = 0
 
     def make(self, index: int) -> bool:
         """Make a shard; False if it was up to date."""
@@ -83,7 +84,8 @@ class StageWork:
         return True
 
     def _show(self, done: int) -> None:
-        if self.progress is not None:
+        if self.progress is not None and done > self._shown:
+            self._shown = done
             self.progress.at(done)
 
 
@@ -124,8 +126,7 @@ def _show_triplets(paths: list[Path]) -> None:
     """Targets above their masks, as the UI's picture of the dataset."""
     triplets = TripletShards(paths)
     places = [(shard, index) for shard, count in enumerate(triplets.counts) for index in range(count)]
-    chosen = [
-        triplets.read(*places[n * len(places) // SHOWN_TRIPLETS]) for n in range(min(SHOWN_TRIPLETS, len(places)))
-    ]
+    count = min(SHOWN_TRIPLETS, len(places))
+    chosen = [triplets.read(*places[number * len(places) // count]) for number in range(count)]
     pictures = [triplet.image for triplet in chosen] + [triplet.mask.convert("RGB") for triplet in chosen]
     pictures_artifact("triplets", "Targets and their masks", pictures, columns=max(len(chosen), 1))

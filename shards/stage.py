@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import json
 import os
@@ -106,9 +105,10 @@ class ShardPlan:
         if self.unfinished or records_in is None:
             raise ValueError(f"{self.name}: its input {', '.join(self.unfinished) or 'count'} is not finished")
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        for file in (self.path, rejects_path(self.path), marker_path(self.path)):
-            files.remove_leftovers(file)
-        writer = ShardWriter(self, records_in, dict(execution or {}))
+        with files.locked_folder(self.path.parent):
+            for file in (self.path, rejects_path(self.path), marker_path(self.path)):
+                files.remove_leftovers(file)
+            writer = ShardWriter(self, records_in, dict(execution or {}))
         try:
             yield writer
             writer.commit()
@@ -171,16 +171,12 @@ class ShardWriter:
         self._data.sync()
         self._rejects.sync()
         files.reached(f"{plan.name} synced")
-        folder = os.open(plan.path.parent, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            fcntl.flock(folder, fcntl.LOCK_EX)
+        with files.locked_folder(plan.path.parent):
             other = read_marker(plan.path)
             if other is not None and not plan._differences(other):
                 self.marker = other
-                return
-            self._publish()
-        finally:
-            os.close(folder)
+            else:
+                self._publish()
 
     def _publish(self) -> None:
         plan, name = self.plan, self.plan.name
