@@ -61,9 +61,7 @@ def train_adapters(
         if state is not None:
             _check_resumable(state["identity"], identity, folder)
             if state["step"] > config.steps:
-                raise ValueError(
-                    f"{folder} has trained {state['step']} steps, more than {config.steps}: use another"
-                )
+                raise ValueError(f"{folder} has trained {state['step']} steps, more than {config.steps}: use another")
             if state["step"] == config.steps and (folder / "adapters" / "config.json").exists():
                 return folder / "adapters"
         stored = store_latents(backbone, shards, config, folder / "latents", report) if config.store_latents else None

@@ -10,7 +10,6 @@ import torch
 from pydantic import ValidationError
 from tiny_diffusion import save_tiny_stable_diffusion
 from tiny_triplets import write_tiny_triplets
-from torch.utils.data import DataLoader
 
 from dreamcache.adapters import AdapterSet
 from dreamcache.backbone import load_backbone
