@@ -42,8 +42,8 @@ class Progress:
         now = time.monotonic()
         if self._first is None:
             self._first = (done, now)
-        if now - self._last < self.every and done < self.total:
-            return
+        if now - self._last < self.every or done >= self.total:
+            return  # the end is told by whoever did the work, with its accounts
         self._last = now
         start, since = self._first
         rate = (done - start) / (now - since) if now > since and done > start else 0.0

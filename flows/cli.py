@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import logging
 import os
 import sys
@@ -125,7 +126,7 @@ def _run_flow(name: str, profile: str, run: Path, settings: dict[str, Any], debu
     _quiet_libraries(debug)
     from flows.server import prefect_server
 
-    with prefect_server(run / "prefect"):
+    with prefect_server(run / "prefect", meanwhile=_flows):
         _flows()[name](profile=profile, run=str(run), settings=settings)
     print(f"Done in {time.monotonic() - started:.0f} s.")
 
@@ -135,6 +136,8 @@ def _flows() -> dict[str, Callable[..., Any]]:
     from flows.evaluate_adapters import evaluate_adapters as evaluate
     from flows.pipeline import dreamcache_pipeline
     from flows.train_adapters import train_adapters as train
+
+    importlib.import_module("diffusers")  # with torch, seconds that would be spent later anyway
 
     return {"run": dreamcache_pipeline, "build-dataset": build, "train-adapters": train, "evaluate-adapters": evaluate}
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -132,15 +133,43 @@ def pending(command: str, profile: Profile, run: Path) -> list[str]:
     `command` is "run", "build-dataset", "train-adapters" or "evaluate-adapters". Raises FileNotFoundError for a model
     that is not there.
     """
+    if command in ("run", "evaluate-adapters"):
+        check_models(profile)
     lines: list[str] = []
     if command in ("run", "build-dataset"):
         lines += explained(Dataset(profile.dataset, run).remaining())
     if command in ("run", "train-adapters"):
         lines += ["training: after the dataset"] if lines else training_step(profile, run).changes()
     if command in ("run", "evaluate-adapters"):
+        untrained = bool(lines)
         for name in evaluations(profile):
-            waits = lines and command == "run"
-            lines += [f"{name}: after the training"] if waits else evaluation_step(profile, run, name).changes()
+            lines += [f"{name}: after the training"] if untrained else evaluation_changes(profile, run, name)
     if command == "run" and (lines or not report_is_current(profile, run)):
-        lines.append("report: to write" if not lines else "report: after the evaluation")
+        lines.append("report: after the evaluation" if lines else "report: to write")
     return lines
+
+
+def check_models(profile: Profile) -> None:
+    """Raise FileNotFoundError for a model or a benchmark that only a late step would miss."""
+    model_identity(profile.backbone, "backbone")
+    embedder_identity(profile.dino)
+    embedder_identity(profile.clip)
+    if profile.compare_with is not None:
+        model_identity(profile.compare_with, "compare_with")
+    if isinstance(profile.benchmark, str):
+        load_benchmark(profile.benchmark)
+
+
+def evaluation_changes(profile: Profile, run: Path, name: str) -> list[str]:
+    """Why an evaluation has to be done, its shards counted by cause; empty if it is up to date."""
+    step = evaluation_step(profile, run, name)
+    if not step.missing or "/" not in step.missing[0]:
+        return step.changes()
+    evaluation = evaluation_of(profile, run, name)
+    counts: Counter[str] = Counter()
+    for *_, plan in (*evaluation.image_plans(), *evaluation.embedding_plans()):
+        # What is said of a shard itself; that its input is about to change is no cause of its own.
+        own = [line for line in plan.changes() if " input " not in line and ".inputs." not in line]
+        for line in own:
+            counts[line.removeprefix(f"{plan.spec.name}.").removeprefix(f"{plan.name}: ")] += 1
+    return [f"{name}: {count} shard{'s' if count > 1 else ''} to make: {cause}" for cause, count in counts.items()]

@@ -9,7 +9,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -33,9 +33,10 @@ def end_with_parent() -> None:
 
 
 @contextmanager
-def prefect_server(folder: Path) -> Iterator[str]:
+def prefect_server(folder: Path, meanwhile: Callable[[], object]) -> Iterator[str]:
     """Yield the address of the Prefect API: the configured one, or that of a server which lives as long as this block.
 
+    The server takes seconds to start; `meanwhile` is called while it does, to import what the block needs.
     Call it from the main thread: the server ends with the thread that started it. Its database is
     `folder/prefect.db`: `prefect server start` shows its runs later, given that file's address,
     `sqlite+aiosqlite:///...`, as PREFECT_API_DATABASE_CONNECTION_URL. Raises
@@ -47,6 +48,7 @@ def prefect_server(folder: Path) -> Iterator[str]:
     from prefect.settings import PREFECT_API_URL, temporary_settings
 
     if configured := PREFECT_API_URL.value():
+        meanwhile()
         yield configured
         return
     with socket.socket() as probe:
@@ -71,6 +73,7 @@ def prefect_server(folder: Path) -> Iterator[str]:
             command, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log, preexec_fn=end_with_parent
         )
     try:
+        meanwhile()
         address = f"http://127.0.0.1:{port}/api"
         _wait_until_healthy(address, server, folder / "prefect.log")
         # The variable is for children that run flows of their own.

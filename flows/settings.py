@@ -77,6 +77,7 @@ def nearest_of(name: str, names: Iterable[str]) -> str:
 
 
 def _nearest(name: str, names: list[str]) -> str:
-    near = difflib.get_close_matches(name, names, n=3, cutoff=0.6)
+    near = difflib.get_close_matches(name, names, n=3, cutoff=0.8)
+    near = near or difflib.get_close_matches(name, names, n=3, cutoff=0.6)
     near = near or [full for full in names if full.rpartition(".")[2] == name.rpartition(".")[2]][:3]
     return f"; did you mean {' or '.join(near)}?" if near else ""
