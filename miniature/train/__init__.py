@@ -1,0 +1,1 @@
+"""Training of the miniature's checkpoints: `python -m miniature.train NAME|all`."""

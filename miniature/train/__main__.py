@@ -1,0 +1,45 @@
+"""`python -m miniature.train NAME|all`: draws the pool if needed, then trains one checkpoint, or all in order."""
+
+import argparse
+import importlib
+import os
+from pathlib import Path
+
+import torch
+
+from miniature.train.data import Pool, render_pool
+from miniature.train.taxonomy import write_taxonomy
+from miniature.train.workspace import CHECKPOINTS, Workspace
+
+ORDER = ("llama", "clip", "vae", "dino", "sam", "detector", "unet")  # detector and unet start from clip, unet from vae
+SCENES = 12_000
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m miniature.train", description=__doc__)
+    parser.add_argument("name", choices=[*ORDER, "pool", "all"])
+    parser.add_argument("--steps", type=int, help="train for this many steps instead of the recipe's own number")
+    parser.add_argument("--scenes", type=int, default=SCENES, help="drawn scenes in the pool (default: %(default)s)")
+    parser.add_argument("--threads", type=int, help="CPU threads (default: all cores)")
+    parser.add_argument("--work", type=Path, default=Path(".miniature"), help="pool and states (default: %(default)s)")
+    parser.add_argument("--checkpoints", type=Path, default=CHECKPOINTS, help="finished checkpoints go here")
+    arguments = parser.parse_args()
+    if arguments.threads:
+        torch.set_num_threads(arguments.threads)
+    pool_folder = arguments.work / f"pool-{arguments.scenes}"
+    render_pool(pool_folder, arguments.scenes, workers=os.cpu_count() or 1)
+    write_taxonomy(arguments.checkpoints)
+    workspace = Workspace(
+        pool=Pool(pool_folder),
+        states=arguments.work / "states",
+        checkpoints=arguments.checkpoints,
+        device=torch.device("cuda" if torch.cuda.is_available() else "cpu"),
+        steps=arguments.steps,
+    )
+    names = {"all": ORDER, "pool": ()}.get(arguments.name, (arguments.name,))
+    for name in names:
+        importlib.import_module(f"miniature.train.{name}").train(workspace)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,130 @@
+"""The pool of drawn scenes that all trainings share, rendered once and kept as memory-mapped arrays."""
+
+import json
+import os
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from miniature.subjects import CLASSES, Instance, sample_instance, sample_palette_sharer
+from miniature.world import Scene, make_scene
+
+SIZE = 128
+VIEWS = 3  # scenes an instance
+GROUP = 2 * VIEWS  # an instance and one that shares its palette, each in VIEWS scenes
+CHUNK = 60  # scenes a rendering task; a multiple of GROUP
+HELD_OUT = 10**9  # seeds from here on are never trained on
+
+ARRAYS = {"images": (SIZE, SIZE, 3), "masks": (SIZE, SIZE), "second_masks": (SIZE, SIZE)}
+
+
+def pool_instance(group: int, member: int) -> Instance:
+    """Instance `member` (0, or 1: the palette sharer) of a group; a function of its arguments."""
+    rng = np.random.default_rng([group, 0])
+    base = sample_instance(CLASSES[group % len(CLASSES)], rng)
+    return base if member == 0 else sample_palette_sharer(base, rng)
+
+
+def pool_scene(index: int) -> Scene:
+    """Scene `index` of the pool: view index % VIEWS of its instance."""
+    group, inside = divmod(index, GROUP)
+    return make_scene(index, instance=pool_instance(group, inside // VIEWS))
+
+
+def describe(index: int, scene: Scene) -> dict[str, Any]:
+    second = scene.second
+    return {
+        "index": index,
+        "class": scene.class_name,
+        "place": scene.place,
+        "caption": scene.caption,
+        "time": scene.time,
+        "weather": scene.weather,
+        "box": list(scene.box),
+        "second": None if second is None else {"class": second.class_name, "box": list(second.box)},
+    }
+
+
+def _open(folder: Path, scenes: int, mode: str) -> dict[str, NDArray[np.uint8]]:
+    return {
+        name: np.lib.format.open_memmap(folder / f"{name}.npy", mode=mode, dtype=np.uint8, shape=(scenes, *shape))
+        if mode == "w+"
+        else np.load(folder / f"{name}.npy", mmap_mode=mode)
+        for name, shape in ARRAYS.items()
+    }
+
+
+def _render_chunk(folder: Path, scenes: int, first: int) -> int:
+    arrays = _open(folder, scenes, "r+")
+    lines = []
+    for index in range(first, min(first + CHUNK, scenes)):
+        scene = pool_scene(index)
+        arrays["images"][index] = np.asarray(scene.image)
+        arrays["masks"][index] = scene.mask
+        if scene.second is not None:
+            arrays["second_masks"][index] = scene.second.mask
+        lines.append(json.dumps(describe(index, scene)))
+    for array in arrays.values():
+        array.flush()  # type: ignore[attr-defined]
+    temporary = folder / f"{first:07d}.tmp"
+    temporary.write_text("\n".join(lines) + "\n")
+    os.replace(temporary, folder / f"{first:07d}.jsonl")
+    return first
+
+
+def render_pool(folder: Path, scenes: int, workers: int) -> None:
+    """Draws the pool's missing chunks; a chunk counts once its descriptions are written."""
+    folder.mkdir(parents=True, exist_ok=True)
+    if not (folder / "images.npy").exists():
+        _open(folder, scenes, "w+")
+    missing = [first for first in range(0, scenes, CHUNK) if not (folder / f"{first:07d}.jsonl").exists()]
+    with ProcessPoolExecutor(workers) as executor:
+        tasks = [executor.submit(_render_chunk, folder, scenes, first) for first in missing]
+        for done, task in enumerate(as_completed(tasks), 1):
+            task.result()
+            if done % 20 == 0 or done == len(tasks):
+                print(f"pool: {done * CHUNK}/{len(tasks) * CHUNK} scenes drawn", flush=True)
+
+
+@dataclass
+class Pool:
+    """Scenes on disk: uint8 arrays of shape (N, 128, 128[, 3]) and their descriptions."""
+
+    folder: Path
+
+    @cached_property
+    def scenes(self) -> list[dict[str, Any]]:
+        files = sorted(self.folder.glob("*.jsonl"))
+        return [json.loads(line) for file in files for line in file.read_text().splitlines()]
+
+    @cached_property
+    def arrays(self) -> dict[str, NDArray[np.uint8]]:
+        return _open(self.folder, len(self.scenes), "r")
+
+    def __len__(self) -> int:
+        return len(self.scenes)
+
+    def sample(self, count: int, generator: torch.Generator) -> list[int]:
+        """`count` scene indices drawn uniformly."""
+        return torch.randint(len(self), (count,), generator=generator).tolist()
+
+    def images(self, indices: list[int]) -> Tensor:
+        """Images as (B, 3, 128, 128) float32 in [-1, 1]."""
+        return torch.from_numpy(self.arrays["images"][indices]).permute(0, 3, 1, 2).float() / 127.5 - 1.0
+
+    def masks(self, indices: list[int], name: str = "masks") -> Tensor:
+        """Masks as (B, 128, 128) float32 in [0, 1]; `name` is masks or second_masks."""
+        return torch.from_numpy(self.arrays[name][indices]).float() / 255.0
+
+
+def flip_some(images: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Mirrors a random half of a batch; returns the batch and the boolean choice."""
+    chosen = torch.rand(len(images), generator=generator) < 0.5
+    return torch.where(chosen[:, None, None, None], images.flip(-1), images), chosen

@@ -1,0 +1,153 @@
+"""The miniature's text-grounded detector: an OWL-ViT that grows out of the miniature CLIP.
+
+Grounding DINO at this size did not learn to read from boxes alone: it scored present and absent nouns alike.
+OWL-ViT starts from towers that already match words to pictures and only adds a box and a class head to each patch.
+"""
+
+import copy
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import CLIPModel, OwlViTConfig, OwlViTForObjectDetection, OwlViTImageProcessor, OwlViTProcessor
+from transformers.image_transforms import center_to_corners_format
+from transformers.loss.loss_for_object_detection import generalized_box_iou
+
+from miniature.subjects import CLASSES
+from miniature.train.data import SIZE, Pool, flip_some
+from miniature.train.loop import fit
+from miniature.train.tokenizers import load_clip_tokenizer
+from miniature.train.workspace import Workspace
+
+STEPS = 3000
+BATCH = 32
+QUERIES = 4  # nouns asked an image: the subject, the second object if any, and absent ones
+QUERY_LENGTH = 16
+GRID = SIZE // 16
+QUERY_FORMS = ("{}", "{}.", "a {}", "a photo of a {}")
+
+
+def build(clip: CLIPModel) -> OwlViTForObjectDetection:
+    """An OWL-ViT whose towers carry the weights of `clip`, position tables cut to their length."""
+    text, vision = clip.config.text_config, clip.config.vision_config
+    shared = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
+    config = OwlViTConfig(
+        text_config={name: getattr(text, name) for name in (*shared, "vocab_size")}
+        | {"max_position_embeddings": QUERY_LENGTH, "hidden_act": text.hidden_act}
+        | {name: getattr(text, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")},
+        vision_config={name: getattr(vision, name) for name in (*shared, "image_size", "patch_size", "hidden_act")},
+        projection_dim=clip.config.projection_dim,
+    )
+    detector = OwlViTForObjectDetection(config)
+    own = detector.owlvit.state_dict()
+    for name, tensor in clip.state_dict().items():
+        name = name.replace("pre_layrnorm", "pre_layernorm")
+        if name in own:
+            own[name].copy_(tensor[: len(own[name])] if tensor.dim() else tensor)
+    return detector
+
+
+def build_processor(clip_folder: Path) -> OwlViTProcessor:
+    tokenizer = load_clip_tokenizer(clip_folder)
+    tokenizer.model_max_length = QUERY_LENGTH
+    half = [0.5, 0.5, 0.5]
+    image_processor = OwlViTImageProcessor(
+        size={"height": SIZE, "width": SIZE}, crop_size={"height": SIZE, "width": SIZE}, image_mean=half, image_std=half
+    )
+    return OwlViTProcessor(image_processor=image_processor, tokenizer=tokenizer)
+
+
+def sample_queries(
+    pool: Pool, indices: list[int], flipped: Tensor, generator: torch.Generator
+) -> tuple[list[str], Tensor]:
+    """QUERIES nouns an image, in a random form and order, and the box of each as (B, QUERIES, 4).
+
+    Boxes are corners in [0, 1]; the box of a noun that the scene does not show is NaN.
+    """
+    texts, boxes = [], torch.full((len(indices), QUERIES, 4), float("nan"))
+    for row, index in enumerate(indices):
+        scene = pool.scenes[index]
+        shown = {scene["class"]: scene["box"]}
+        if scene["second"] is not None:
+            shown[scene["second"]["class"]] = scene["second"]["box"]
+        order = torch.randperm(len(CLASSES), generator=generator).tolist()
+        absent = [CLASSES[index] for index in order if CLASSES[index] not in shown]
+        nouns = [*shown, *absent][:QUERIES]
+        for column, source in enumerate(torch.randperm(QUERIES, generator=generator).tolist()):
+            noun = nouns[source]
+            form = QUERY_FORMS[int(torch.randint(len(QUERY_FORMS), (), generator=generator))]
+            texts.append(form.format(noun))
+            if noun in shown:
+                left, top, right, bottom = (side / SIZE for side in shown[noun])
+                if flipped[row]:
+                    left, right = 1 - right, 1 - left
+                boxes[row, column] = torch.tensor([left, top, right, bottom])
+    return texts, boxes
+
+
+def patch_targets(boxes: Tensor) -> Tensor:
+    """Which patches answer for a box: those whose centre lies in its middle half; (B, Q, 4) -> (B, GRID^2, Q) bool."""
+    centres = (torch.arange(GRID, device=boxes.device) + 0.5) / GRID
+    x, y = centres.repeat(GRID)[None, :, None], centres.repeat_interleave(GRID)[None, :, None]
+    left, top, right, bottom = boxes[:, None].unbind(-1)
+    middle_x, middle_y = (left + right) / 2, (top + bottom) / 2
+    reach_x = ((right - left) / 4).clamp(min=0.5 / GRID)
+    reach_y = ((bottom - top) / 4).clamp(min=0.5 / GRID)
+    return ((x - middle_x).abs() <= reach_x) & ((y - middle_y).abs() <= reach_y)  # NaN compares false
+
+
+def detection_loss(logits: Tensor, predicted: Tensor, boxes: Tensor) -> Tensor:
+    """Focal loss of patch-noun logits (B, P, Q), L1 and GIoU of the boxes (B, P, 4) of answering patches."""
+    answers = patch_targets(boxes)
+    target = answers.float()
+    probability = logits.sigmoid()
+    wrongness = target * (1 - probability) + (1 - target) * probability
+    weight = (0.75 * target + 0.25 * (1 - target)) * wrongness.square()
+    entropy = F.binary_cross_entropy_with_logits(logits, target, reduction="none")
+    count = answers.sum().clamp(min=1)
+    classification = (weight * entropy).sum() / count
+    image, patch, query = answers.nonzero(as_tuple=True)
+    corners = center_to_corners_format(predicted[image, patch])
+    wanted = boxes[image, query]
+    overlap = torch.diag(generalized_box_iou(corners, wanted))
+    return 4 * classification + 5 * F.l1_loss(corners, wanted) + 2 * (1 - overlap).mean()
+
+
+def train(workspace: Workspace) -> None:
+    torch.manual_seed(0)
+    clip_folder = workspace.checkpoints / "clip"
+    detector = build(CLIPModel.from_pretrained(clip_folder, dtype=torch.float32)).to(workspace.device)
+    processor = build_processor(clip_folder)
+
+    def loss_at(_step: int, generator: torch.Generator) -> Tensor:
+        indices = workspace.pool.sample(BATCH, generator)
+        images, flipped = flip_some(workspace.pool.images(indices), generator)
+        texts, boxes = sample_queries(workspace.pool, indices, flipped, generator)
+        tokens = processor.tokenizer(texts, padding="max_length", truncation=True, return_tensors="pt")
+        output = detector(
+            pixel_values=images.to(workspace.device),
+            input_ids=tokens["input_ids"].to(workspace.device),
+            attention_mask=tokens["attention_mask"].to(workspace.device),
+        )
+        return detection_loss(output.logits, output.pred_boxes, boxes.to(workspace.device))
+
+    def save(average: nn.Module) -> None:
+        finished = copy.deepcopy(average)
+        assert isinstance(finished, OwlViTForObjectDetection)
+
+        def write(folder: Path) -> None:
+            finished.half().save_pretrained(folder)
+            processor.save_pretrained(folder)
+
+        workspace.publish("detector", write)
+
+    fit(
+        "detector",
+        detector,
+        loss_at,
+        steps=workspace.steps or STEPS,
+        learning_rate=5e-4,
+        state_folder=workspace.states,
+        save=save,
+    )

@@ -1,0 +1,87 @@
+"""The miniature's caption model: a small Llama that answers the caption stage's prompt in its own format."""
+
+import copy
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from datagen.captions import Caption, render_prompt, render_reply
+from miniature.train.examples import sample_request
+from miniature.train.loop import fit
+from miniature.train.tokenizers import build_llama_tokenizer
+from miniature.train.workspace import Workspace
+
+STEPS = 2500
+BATCH = 64
+TOKENIZER_EXAMPLES = 6000
+
+
+def build(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=128,
+        intermediate_size=344,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=256,
+        tie_word_embeddings=True,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    return LlamaForCausalLM(config)
+
+
+def sample_example(rng: np.random.Generator) -> tuple[str, str]:
+    """A prompt of the caption stage and a reply to it, drawn from the grammar."""
+    request = sample_request(rng)
+    reply = Caption(request.subject, request.subject, request.caption)
+    return render_prompt(request.subject, request.place, request.extra), render_reply(reply)
+
+
+def train(workspace: Workspace) -> None:
+    torch.manual_seed(0)
+    rng = np.random.default_rng(0)
+    tokenizer = build_llama_tokenizer(["".join(sample_example(rng)) for _ in range(TOKENIZER_EXAMPLES)])
+    llama = build(tokenizer).to(workspace.device)
+
+    def loss_at(step: int, _generator: torch.Generator) -> Tensor:
+        rng = np.random.default_rng([1, step])
+        rows, answered = [], []
+        for _ in range(BATCH):
+            prompt, reply = sample_example(rng)
+            before = [tokenizer.bos_token_id, *tokenizer.encode(prompt, add_special_tokens=False)]
+            after = [*tokenizer.encode(reply, add_special_tokens=False), tokenizer.eos_token_id]
+            rows.append(before + after)
+            answered.append([-100] * len(before) + after)
+        length = max(map(len, rows))
+        ids = torch.tensor([row + [tokenizer.pad_token_id] * (length - len(row)) for row in rows])
+        labels = torch.tensor([row + [-100] * (length - len(row)) for row in answered])
+        mask = torch.tensor([[1] * len(row) + [0] * (length - len(row)) for row in rows])
+        ids, labels, mask = (tensor.to(workspace.device) for tensor in (ids, labels, mask))
+        return llama(input_ids=ids, attention_mask=mask, labels=labels).loss
+
+    def save(average: nn.Module) -> None:
+        finished = copy.deepcopy(average)
+        assert isinstance(finished, LlamaForCausalLM)
+
+        def write(folder: Path) -> None:
+            finished.half().save_pretrained(folder)
+            tokenizer.save_pretrained(folder)
+
+        workspace.publish("llama", write)
+
+    fit(
+        "llama",
+        llama,
+        loss_at,
+        steps=workspace.steps or STEPS,
+        learning_rate=2e-3,
+        state_folder=workspace.states,
+        save=save,
+        ema_decay=0.99,
+    )
