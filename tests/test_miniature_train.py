@@ -1,0 +1,168 @@
+"""The trainings of the miniature: exact resume, truthful targets, tokenizers, the grown detector."""
+
+import signal
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from miniature.grammar import taxonomy, vocabulary_text
+from miniature.subjects import CLASSES
+from miniature.train import clip, detector, sam, unet
+from miniature.train.data import GROUP, VIEWS, Pool, pool_instance, render_pool
+from miniature.train.dino import contrastive_loss
+from miniature.train.examples import sample_phrase
+from miniature.train.loop import fit
+from miniature.train.tokenizers import build_clip_tokenizer, build_llama_tokenizer
+
+
+@pytest.fixture(scope="module")
+def pool(tmp_path_factory: pytest.TempPathFactory) -> Pool:
+    folder = tmp_path_factory.mktemp("pool")
+    render_pool(folder, scenes=2 * GROUP, workers=1)
+    return Pool(folder)
+
+
+def train_line(folder: Path, steps: int, stop_at: int | None = None) -> list[torch.Tensor]:
+    """A small regression by `fit`; with `stop_at`, the process is asked to stop in that step."""
+    torch.manual_seed(0)
+    module = nn.Linear(4, 1)
+
+    def loss_at(step: int, generator: torch.Generator) -> torch.Tensor:
+        if step == stop_at:
+            signal.raise_signal(signal.SIGTERM)
+        inputs = torch.randn(8, 4, generator=generator)
+        return (module(inputs) - inputs.sum(1, keepdim=True)).square().mean()
+
+    average = fit(
+        "line", module, loss_at, steps=steps, learning_rate=0.1, state_folder=folder, save=lambda _: None, warmup=2
+    )
+    return [*module.state_dict().values(), *average.state_dict().values()]
+
+
+def test_a_stopped_training_resumes_exactly(tmp_path: Path) -> None:
+    undisturbed = train_line(tmp_path / "a", 12)
+    with pytest.raises(SystemExit):
+        train_line(tmp_path / "b", 12, stop_at=5)
+    resumed = train_line(tmp_path / "b", 12)
+    assert all(torch.equal(one, other) for one, other in zip(undisturbed, resumed, strict=True))
+
+
+def test_a_loss_that_is_not_finite_stops_with_its_step(tmp_path: Path) -> None:
+    module = nn.Linear(1, 1)
+    with pytest.raises(FloatingPointError, match="step 0"):
+        fit(
+            "nan",
+            module,
+            lambda _step, _generator: module(torch.full((1, 1), float("nan"))).sum(),
+            steps=1,
+            learning_rate=0.1,
+            state_folder=tmp_path,
+            save=lambda _: None,
+        )
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_pool_shows_an_instance_and_its_palette_sharer_in_turn(pool: Pool) -> None:
+    assert len(pool) == 2 * GROUP
+    first, sharer = pool_instance(0, 0), pool_instance(0, 1)
+    assert first.palette == sharer.palette and first != sharer
+    assert {scene["class"] for scene in pool.scenes[: 2 * VIEWS]} == {first.class_name}
+    images = pool.images([0, 1])
+    assert images.shape == (2, 3, 128, 128) and -1 <= images.min() < images.max() <= 1
+    left, top, right, bottom = (round(side) for side in pool.scenes[0]["box"])
+    assert pool.masks([0])[0, top:bottom, left:right].mean() > 0.2
+
+
+def test_rendering_draws_only_missing_chunks(pool: Pool) -> None:
+    before = {file: file.stat().st_mtime_ns for file in pool.folder.iterdir()}
+    render_pool(pool.folder, scenes=2 * GROUP, workers=1)
+    assert before == {file: file.stat().st_mtime_ns for file in pool.folder.iterdir()}
+
+
+def test_phrases_are_true_of_their_scene_and_stated_attributes_decide(pool: Pool) -> None:
+    rng = np.random.default_rng(0)
+    stated = [sample_phrase(scene, rng)[1] for scene in pool.scenes]
+    truth = clip.truth_table(stated, pool.scenes)
+    assert truth.diagonal().all()
+    for row, said in enumerate(stated):
+        for column, scene in enumerate(pool.scenes):
+            assert bool(truth[row, column]) == (said.items() <= scene.items())
+
+
+def test_contrastive_loss_falls_as_partners_agree() -> None:
+    tokens = torch.eye(4).repeat_interleave(2, 0)
+    assert contrastive_loss(tokens) < 0.01 < 1 < contrastive_loss(tokens.roll(1, 0))
+
+
+def test_the_clip_tokenizer_reads_the_grammar_in_single_words_and_anything_else_in_pieces() -> None:
+    tokenizer = build_clip_tokenizer(vocabulary_text())
+    words = {word for noun in CLASSES for word in noun.split()}
+    assert all(len(tokenizer.tokenize(word)) == 1 for word in words)
+    assert tokenizer.unk_token_id not in tokenizer("Zürich, 7 quartz @ x", add_special_tokens=False)["input_ids"]
+    assert tokenizer.eos_token_id == len(tokenizer) - 1  # CLIP and OWL-ViT pool the text at the largest id
+    longest = max(len(tokenizer(text)["input_ids"]) for text in vocabulary_text())
+    assert longest <= tokenizer.model_max_length
+
+
+def test_the_llama_tokenizer_keeps_text() -> None:
+    tokenizer = build_llama_tokenizer(["Subject: teapot\nJSON:\n{}", *taxonomy()["places"]])
+    text = 'Subject: teapot\nPlace: on a beach\n{"caption": "naïve ☂"}'
+    assert tokenizer.decode(tokenizer.encode(text, add_special_tokens=False)) == text
+
+
+def test_the_detector_grows_out_of_clip() -> None:
+    torch.manual_seed(0)
+    tokenizer = build_clip_tokenizer(vocabulary_text())
+    towers = clip.build(tokenizer)
+    grown = detector.build(towers).owlvit
+    vision = "encoder.layers.2.mlp.fc1.weight"
+    assert torch.equal(grown.vision_model.state_dict()[vision], towers.vision_model.state_dict()[vision])
+    own = grown.text_model.embeddings.position_embedding.weight
+    assert torch.equal(own, towers.text_model.embeddings.position_embedding.weight[: len(own)])
+    assert torch.equal(grown.text_projection.weight, towers.text_projection.weight)
+    assert torch.equal(grown.vision_model.pre_layernorm.weight, towers.vision_model.pre_layrnorm.weight)
+
+
+def test_patches_in_the_middle_of_a_box_answer_for_it() -> None:
+    boxes = torch.tensor([[[0.0, 0.0, 0.5, 0.5], [float("nan")] * 4]])
+    answers = detector.patch_targets(boxes).reshape(8, 8, 2)
+    assert answers[1:3, 1:3, 0].all() and answers[..., 0].sum() == 4
+    assert not answers[..., 1].any()
+
+
+def test_detection_loss_prefers_right_boxes_and_right_patches() -> None:
+    boxes = torch.tensor([[[0.25, 0.25, 0.75, 0.75], [float("nan")] * 4]])
+    answers = detector.patch_targets(boxes).float()
+    right = torch.tensor([0.5, 0.5, 0.5, 0.5]).expand(1, 64, 4)
+    good = detector.detection_loss(answers * 12 - 6, right, boxes)
+    assert good < 0.1
+    assert detector.detection_loss(6 - answers * 12, right, boxes) > good + 1
+    assert detector.detection_loss(answers * 12 - 6, right * 0.5, boxes) > good + 1
+
+
+def test_flipped_queries_and_prompts_follow_the_picture(pool: Pool) -> None:
+    generator = torch.Generator().manual_seed(0)
+    indices = list(range(len(pool)))
+    texts, boxes = detector.sample_queries(pool, indices, torch.ones(len(pool), dtype=torch.bool), generator)
+    for row, index in enumerate(indices):
+        noun = pool.scenes[index]["class"]
+        asked = texts[row * detector.QUERIES : (row + 1) * detector.QUERIES]
+        column = next(place for place, text in enumerate(asked) if noun in text)
+        left, _, right, _ = pool.scenes[index]["box"]
+        assert boxes[row, column, 0] == pytest.approx(1 - right / 128)
+        assert boxes[row, column, 2] == pytest.approx(1 - left / 128)
+        assert boxes[row].isnan().any(-1).sum() == detector.QUERIES - 1 - (pool.scenes[index]["second"] is not None)
+    _, masks, corners = sam.sample_prompts(pool, generator)
+    for mask, (left, top, right, bottom) in zip(masks, corners.round().int().tolist(), strict=True):
+        assert mask[top:bottom, left:right].sum() > 0.8 * mask.sum()
+
+
+def test_the_unet_has_the_block_layout_of_stable_diffusion_1_5() -> None:
+    small = unet.build(latent_channels=8, text_width=128)
+    transformers = [name for name, module in small.named_modules() if type(module).__name__ == "Transformer2DModel"]
+    decoder = [f"up_blocks.{block}.attentions.{layer}" for block in (1, 2, 3) for layer in range(3)]
+    encoder = [f"down_blocks.{block}.attentions.{layer}" for block in (0, 1, 2) for layer in range(2)]
+    assert set(transformers) == {*encoder, *decoder, "mid_block.attentions.0"}
