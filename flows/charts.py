@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from html import escape
 
 WIDTH, HEIGHT = 640, 260
-LEFT, RIGHT, TOP, BOTTOM = 58, 96, 14, 34
+LEFT, RIGHT, TOP, BOTTOM = 58, 124, 14, 34
 
 
 @dataclass(frozen=True)

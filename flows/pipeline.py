@@ -43,5 +43,5 @@ def report(profile: Profile, run: Path) -> State[Any] | None:
     if report_is_current(profile, run):
         return Completed(name="Cached", message="the report shows this already")
     path = write_report(profile, run)
-    create_link_artifact(link=path.resolve().as_uri(), key=artifact_key(f"report-{run}"), link_text="Report")
+    create_link_artifact(link=path.resolve().as_uri(), key=artifact_key(f"report-{run.name}"), link_text="Report")
     return None

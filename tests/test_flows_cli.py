@@ -1,0 +1,171 @@
+"""The command line on a whole run of very small models, in processes of its own as a user starts them."""
+
+import hashlib
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tiny_profile import as_arguments, tiny_settings
+
+from flows.settings import parse_settings
+
+ROOT = Path(__file__).resolve().parents[1]
+STAGES = ("captions", "dedup", "images", "masks", "gates", "triplets")
+
+
+def command(name: str, run: Path, *extra: str, **changed: Any) -> list[str]:
+    settings = {**tiny_settings(), **changed}
+    return [sys.executable, "-m", "flows.cli", name, "--run", str(run), *as_arguments(settings), *extra]
+
+
+def dreamcache(name: str, run: Path, *extra: str, **changed: Any) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(command(name, run, *extra, **changed), cwd=ROOT, capture_output=True, text=True, timeout=400)
+
+
+def dataset_digests(run: Path) -> dict[str, str]:
+    """SHA-256 of every data and rejects file of the stages; markers, which hold times, aside."""
+    return {
+        path.relative_to(run).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
+        for stage in STAGES
+        for path in sorted((run / stage).iterdir())
+        if not path.name.endswith(".done.json")
+    }
+
+
+@pytest.fixture(scope="module")
+def finished_run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    run = tmp_path_factory.mktemp("runs") / "first"
+    done = dreamcache("run", run)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return run, done.stdout
+
+
+def test_a_run_names_its_report_and_prints_held_out_losses(finished_run: tuple[Path, str]) -> None:
+    run, said = finished_run
+    assert f"Report: {run / 'report.html'}" in said
+    assert re.search(r"held-out loss right reference [\d.]+, wrong reference [\d.]+, no reference [\d.]+", said)
+    assert (run / "evaluation" / "summary.json").is_file()
+
+
+def test_report_stands_alone(finished_run: tuple[Path, str]) -> None:
+    text = (finished_run[0] / "report.html").read_text(encoding="utf-8")
+    assert not re.findall(r'(?:src|href)="(?!data:)', text)
+    assert text.count("data:image/jpeg;base64,") > 30
+    for heading in (
+        "stage by stage",
+        "Rejects by reason",
+        "Triplets",
+        "Training",
+        "Gallery",
+        "Scores",
+        "Time by stage",
+    ):
+        assert heading in text
+    for label in ("No adapters", "Committed adapters", "wrong reference", "Real against real", "no box"):
+        assert label in text
+
+
+def test_a_second_start_finds_all_up_to_date_without_torch_or_prefect(finished_run: tuple[Path, str]) -> None:
+    run, _ = finished_run
+    loaded = "sorted({'torch', 'prefect'} & set(sys.modules))"
+    spy = f"import sys, flows.cli\ntry:\n flows.cli.main()\nfinally:\n print({loaded})"
+    arguments = command("run", run)[3:]
+    started = time.monotonic()
+    done = subprocess.run([sys.executable, "-c", spy, *arguments], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "All is up to date" in done.stdout and "report.html" in done.stdout
+    assert done.stdout.endswith("[]\n")
+    assert time.monotonic() - started < 15
+
+
+def test_a_dry_run_says_what_a_changed_setting_redoes_and_touches_nothing(finished_run: tuple[Path, str]) -> None:
+    run, _ = finished_run
+    before = dataset_digests(run)
+    done = dreamcache("run", run, "--dry-run", **{"images.guidance_scale": 5.0})
+    assert "images: 2 shards (00000 to 00001) to make: images.guidance_scale: 3.5 -> 5.0" in done.stdout
+    assert not re.search("^(captions|dedup)", done.stdout, re.MULTILINE)
+    assert dataset_digests(run) == before
+    gates = dreamcache("build-dataset", run, "--dry-run", **{"gates.min_area": 0.001})
+    assert "gates.min_area: 0 -> 0.001" in gates.stdout.replace("0.0 ", "0 ")
+    assert not re.search("^(captions|dedup|images|masks)", gates.stdout, re.MULTILINE)
+
+
+def test_killed_runs_leave_no_process_and_the_same_dataset(finished_run: tuple[Path, str], tmp_path: Path) -> None:
+    """kill -9 of the parent, as of `make demo`, when a stage has begun; the next start ends with the same bytes."""
+    run = tmp_path / "killed"
+    arguments = command("build-dataset", run, "--end-with-parent")
+    for stage in ("captions", "images", "masks"):
+        parent = "import subprocess, sys; subprocess.run(sys.argv[1:])"
+        process = subprocess.Popen([sys.executable, "-c", parent, *arguments], cwd=ROOT, start_new_session=True)
+        deadline = time.monotonic() + 120
+        while not (run / stage).is_dir() and time.monotonic() < deadline and process.poll() is None:
+            time.sleep(0.05)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        deadline = time.monotonic() + 10
+        while (left := processes_naming(run)) and time.monotonic() < deadline:
+            time.sleep(0.1)
+        assert not left, left
+    done = dreamcache("build-dataset", run)
+    assert done.returncode == 0, done.stderr
+    assert dataset_digests(run) == dataset_digests(finished_run[0])
+
+
+def processes_naming(run: Path) -> list[str]:
+    """Command lines and environments of live processes that name a run folder: ours and the server's."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            text = (folder / "cmdline").read_bytes() + (folder / "environ").read_bytes()
+        except OSError:
+            continue
+        if str(run).encode() in text and int(folder.name) != os.getpid():
+            found.append(text[:200].decode(errors="replace"))
+    return found
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "said"),
+    [
+        (["run", "--profile", "minature"], 2, "no profile minature; did you mean miniature?"),
+        (["run", "--set", "images.guidence_scale=5"], 2, "did you mean images.guidance_scale?"),
+        (["build-dataset", "--set", "images.steps"], 2, "not of the form name=value"),
+        (["build-dataset", "--set", "images.model=/nowhere"], 1, "images.model: "),
+        (["build-dataset", "--set", "captions.taxonomy=/nowhere.json"], 1, "taxonomy /nowhere.json does not exist"),
+    ],
+)
+def test_errors_are_one_line(arguments: list[str], code: int, said: str, tmp_path: Path) -> None:
+    given = {
+        **tiny_settings(),
+        **parse_settings([arguments[2]] if arguments[1] == "--set" and "=" in arguments[2] else []),
+    }
+    rest = arguments[1:] if code == 2 else []
+    line = [sys.executable, "-m", "flows.cli", arguments[0], "--run", str(tmp_path / "run")]
+    settings = as_arguments(given) if code == 1 else []
+    done = subprocess.run([*line, *settings, *rest], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == code
+    assert said in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+
+
+def test_damage_is_named_and_mended_or_refused(finished_run: tuple[Path, str], tmp_path: Path) -> None:
+    run = tmp_path / "damaged"
+    shutil.copytree(finished_run[0], run)
+    torn = run / "triplets" / "00001.tar"
+    torn.write_bytes(torn.read_bytes()[:-2000])
+    refused = dreamcache("train-adapters", run, "--dry-run")
+    assert refused.returncode == 1 and "00001.tar is torn or altered" in refused.stderr
+    assert len(refused.stderr.strip().splitlines()) == 1
+    plan = dreamcache("build-dataset", run, "--dry-run")
+    assert "triplets: 1 shard (00001) to make: 00001.tar is torn or altered" in plan.stdout
+    empty = run / "captions" / "00000.jsonl"
+    empty.write_bytes(b"")
+    plan = dreamcache("build-dataset", run, "--dry-run")
+    assert "captions: 1 shard (00000) to make: 00000.jsonl is torn or altered" in plan.stdout

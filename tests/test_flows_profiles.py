@@ -1,0 +1,56 @@
+"""Profiles and the settings laid over them: what is accepted, and what the one line says where it is not."""
+
+import pytest
+
+from flows.profiles import load_profile, miniature_checkpoints
+from flows.settings import parse_settings
+
+
+def test_a_setting_reaches_its_stage_and_no_other() -> None:
+    plain, changed = load_profile("miniature"), load_profile("miniature", {"images.guidance_scale": 5.0})
+    assert changed.dataset.images.guidance_scale == 5.0
+    assert plain.dataset.images.guidance_scale == 3.5
+    assert changed.model_copy(update={"dataset": plain.dataset}) == plain
+
+
+def test_settings_of_the_dataset_go_by_either_name() -> None:
+    short, long = {"captions_per_shard": 7}, {"dataset.captions_per_shard": 7}
+    assert load_profile("miniature", short) == load_profile("miniature", long)
+
+
+def test_full_profile_has_the_papers_sizes() -> None:
+    full = load_profile("full")
+    assert full.dataset.target_triplets == 400_000
+    assert (full.training.steps, full.training.batch_size, full.training.learning_rate) == (25_000, 128, 1e-5)
+    assert full.evaluation.sampling.image_guidance_scale == 0.4
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "said"),
+    [
+        ("minature", {}, "there is no profile minature; did you mean miniature?"),
+        ("other", {}, "there is no profile other; there are miniature, full"),
+        ("miniature", {"images.guidence_scale": 1}, "did you mean images.guidance_scale?"),
+        ("miniature", {"guidance_scale": 1}, "did you mean images.guidance_scale?"),
+        ("miniature", {"images": 1}, "images: input should be a valid dictionary"),
+        ("miniature", {"images.steps": "x"}, "images.steps: input should be a valid integer"),
+        ("miniature", {"training.batch_size": 0}, "training.batch_size: input should be greater than or equal to 1"),
+        ("miniature", {"benchmark.subjects.number": 1}, "there is no setting benchmark.subjects.number"),
+    ],
+)
+def test_wrong_names_and_values_are_one_line(name: str, settings: dict[str, object], said: str) -> None:
+    with pytest.raises(ValueError) as caught:
+        load_profile(name, settings)
+    assert said in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_values_are_json_where_they_parse_as_such() -> None:
+    texts = ["a.b=5.0", "c=null", "d=runs/x", 'e="5"', "f=[1, 2]", "g=a=b"]
+    assert parse_settings(texts) == {"a.b": 5.0, "c": None, "d": "runs/x", "e": "5", "f": [1, 2], "g": "a=b"}
+    with pytest.raises(ValueError, match="not of the form name=value"):
+        parse_settings(["images.steps"])
+
+
+def test_checkpoints_are_found_beside_the_miniature() -> None:
+    assert (miniature_checkpoints() / "taxonomy.json").is_file()

@@ -1,0 +1,70 @@
+"""Markers of folder steps: done only with all its files as they were, resumed only by the same recipe."""
+
+from pathlib import Path
+
+import pytest
+
+from flows.lock import locked
+from flows.steps import Step
+
+
+def step(folder: Path, **settings: object) -> Step:
+    recipe = {"version": 1, "settings": {"steps": 4, "seed": 0, **settings}, "models": {"m": "x" * 64}, "inputs": {}}
+    return Step("training", folder / "training", recipe, extendable=frozenset({"steps"}))
+
+
+def finished(folder: Path) -> Step:
+    made = step(folder)
+    assert made.begin() is None
+    (made.folder / "weights").write_bytes(b"weights")
+    made.finish([made.folder / "weights"], {"seconds": 1.0})
+    return made
+
+
+def test_a_step_goes_from_not_made_to_done(tmp_path: Path) -> None:
+    assert step(tmp_path).changes() == ["training: not made yet"]
+    step(tmp_path).begin()
+    assert step(tmp_path).changes() == ["training: not finished"]
+    finished(tmp_path)
+    assert step(tmp_path).changes() == []
+
+
+def test_changes_name_the_field_and_the_file(tmp_path: Path) -> None:
+    made = finished(tmp_path)
+    assert step(tmp_path, seed=1).changes() == ["training.seed: 0 -> 1"]
+    (made.folder / "weights").write_bytes(b"WEIGHTS")
+    assert step(tmp_path).changes() == ["training: weights is altered"]
+    (made.folder / "weights").unlink()
+    assert step(tmp_path).changes() == ["training: weights is gone"]
+
+
+def test_work_of_another_recipe_is_set_aside_and_kept(tmp_path: Path) -> None:
+    finished(tmp_path)
+    aside = step(tmp_path, seed=1).begin()
+    assert aside is not None and (aside / "weights").read_bytes() == b"weights"
+    assert not (tmp_path / "training" / "weights").exists()
+    (tmp_path / "training" / "weights").write_bytes(b"again")
+    step(tmp_path).begin()  # the third recipe's work does not fall onto the first one's
+    assert len(list(tmp_path.glob("training.*"))) == 2
+
+
+@pytest.mark.parametrize(("steps", "kept"), [(8, True), (4, True), (2, False)])
+def test_longer_work_goes_on_with_what_is_there(tmp_path: Path, steps: int, kept: bool) -> None:
+    finished(tmp_path)
+    later = step(tmp_path, steps=steps)
+    assert (later.begin() is None) == kept
+    assert (later.folder / "weights").exists() == kept
+    assert later.changes() == ["training: not finished"]
+
+
+def test_a_torn_marker_is_no_marker(tmp_path: Path) -> None:
+    made = finished(tmp_path)
+    (made.folder / "done.json").write_text('{"recipe":')
+    assert made.changes() == ["training: not finished"]
+
+
+def test_a_run_folder_has_one_writer(tmp_path: Path) -> None:
+    with locked(tmp_path), pytest.raises(RuntimeError, match="in use by process"), locked(tmp_path):
+        pass
+    with locked(tmp_path):
+        pass
