@@ -142,7 +142,7 @@ def save_tiny_grounding_dino(folder: Path) -> Path:
         text_config=BertConfig(
             vocab_size=1200, hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=64
         ),
-        num_queries=10, d_model=32, encoder_layers=1, decoder_layers=1, encoder_attention_heads=2,
+        num_queries=10, d_model=32, encoder_layers=1, decoder_layers=2, encoder_attention_heads=2,
         decoder_attention_heads=2, encoder_ffn_dim=64, decoder_ffn_dim=64, num_feature_levels=4,
     )  # fmt: skip
     GroundingDinoForObjectDetection(config).save_pretrained(folder)

@@ -1,0 +1,119 @@
+"""Captions: the prompt and reply format, requests from the taxonomy, and sampling with one random stream a record."""
+
+import json
+from pathlib import Path
+
+import pytest
+from tiny_datagen import TAXONOMY, tiny_dataset_config, tiny_models
+
+from datagen import captions
+from datagen.captions import Caption, TransformersCaptioner, names_subject, parse_reply, render_prompt, render_reply
+from datagen.config import derived_seed
+from datagen.taxonomy import Taxonomy, load_taxonomy
+from shards.files import read_json_lines
+from shards.markers import rejects_path
+from shards.stage import StageSpec, plan_shard
+
+
+def test_prompt_and_reply_round_trip() -> None:
+    assert render_prompt("teapot", "on a beach", "at night") == (
+        "Subject: teapot\nPlace: on a beach\nDetail: at night\nJSON:\n"
+    )
+    assert "Detail" not in render_prompt("teapot", "on a beach")
+    caption = Caption("café table", "table", 'a "quoted" café table on a beach')
+    assert parse_reply(render_reply(caption)) == caption
+    assert parse_reply(f"Sure!\n{render_reply(caption)}\nAnything else?") == caption
+
+
+def reply(**fields: object) -> str:
+    return json.dumps({"subject": "dog", "class": "dog", "caption": "a dog on a beach", **fields})
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("", "empty reply"),
+        (" \n", "empty reply"),
+        ("a dog on a beach", "no JSON object"),
+        (reply()[:-5], "broken JSON"),
+        ("{" * 100_000, "broken JSON"),
+        ('{"a": ' * 5_000, "broken JSON"),
+        ("{}", "no subject"),
+        (reply(caption=None), "no caption"),
+        (reply(caption=["a dog"]), "no caption"),
+        (reply(subject="  "), "empty subject"),
+        (reply(caption="a dog \x07 on a beach"), "characters that are not text"),
+        (reply(caption="a dog \ud800 on a beach"), "characters that are not text"),
+        (reply(caption="a dog " + "very " * 2_000), "caption too long"),
+        (reply(caption="a hotdog on a beach"), "subject not in caption"),
+        (reply(subject="?"), "subject not in caption"),
+    ],
+)
+def test_nonsense_is_rejected_under_a_fixed_reason(text: str, reason: str) -> None:
+    with pytest.raises(ValueError, match=f"^{reason}$"):
+        parse_reply(text)
+
+
+def test_subjects_are_found_as_words() -> None:
+    assert names_subject("Two RC-cars race", "rc car") and names_subject("a (dog).", "Dog")
+    assert names_subject("un perro en la playa", "perro") and names_subject("собака на пляже", "Собака")
+    assert not names_subject("a doghouse", "dog")
+
+
+def test_requests_follow_the_seed_and_cover_the_taxonomy() -> None:
+    taxonomy = Taxonomy.model_validate({**TAXONOMY, "classes": ["dog", {"noun": "rubber duck", "class": "duck"}]})
+    requests = [taxonomy.request(seed) for seed in range(200)]
+    assert requests == [taxonomy.request(seed) for seed in range(200)]
+    assert {(one.subject, one.class_name) for one in requests} == {("dog", "dog"), ("rubber duck", "duck")}
+    assert {one.place for one in requests} == set(TAXONOMY["places"])
+    assert {one.extra for one in requests} == {None, *TAXONOMY["extras"]}
+
+
+@pytest.mark.parametrize("content", ["", "[]", '{"classes": []}', '{"classes": ["a"], "places": ["b"], "clases": []}'])
+def test_a_broken_taxonomy_is_one_line(tmp_path: Path, content: str) -> None:
+    path = tmp_path / "taxonomy.json"
+    path.write_text(content)
+    with pytest.raises(ValueError, match="taxonomy.json") as error:
+        load_taxonomy(path)
+    assert "\n" not in str(error.value)
+    with pytest.raises(FileNotFoundError, match="taxonomy .*none.json does not exist"):
+        load_taxonomy(tmp_path / "none.json")
+
+
+def test_a_reply_does_not_depend_on_its_batch() -> None:
+    config = tiny_dataset_config(tiny_models()).captions
+    captioner = TransformersCaptioner(config)
+    prompts = [render_prompt(noun, place) for noun in TAXONOMY["classes"] for place in ("on a beach", "on a table")]
+    prompts[0] = render_prompt("teapot", "on a beach", "at night")  # of another length, so the others are padded
+    seeds = [derived_seed(0, number) for number in range(len(prompts))]
+    together = captioner.write(prompts, seeds)
+    alone = [captioner.write([prompt], [seed])[0] for prompt, seed in zip(prompts, seeds, strict=True)]
+    assert together == alone
+    same = captioner.write([prompts[1]] * 4, [1, 2, 3, 1])
+    assert same[0] == same[3] and len(set(same)) > 1
+    assert parse_reply(together[1]).subject == "teapot"
+
+
+class Scripted:
+    """A language model that says what it is told to."""
+
+    def __init__(self, replies: list[str]) -> None:
+        self.replies = iter(replies)
+
+    def write(self, prompts: list[str], seeds: list[int]) -> list[str]:
+        return [next(self.replies) for _ in prompts]
+
+
+def test_every_reply_is_kept_or_rejected_with_what_was_written(tmp_path: Path) -> None:
+    config = tiny_dataset_config(tiny_models()).captions
+    taxonomy = Taxonomy.model_validate({"classes": ["dog"], "places": ["on a beach"]})
+    cat = reply(subject="cat", caption="a cat on a beach", **{"class": "cat"})
+    replies = [reply(), "", reply()[:-1], cat, reply(subject="small dog", caption="a small dog", **{"class": "pet"})]
+    plan = plan_shard(tmp_path, StageSpec("captions", 1, {}, {"model": "sha256:x"}), 3)
+    marker = captions.run(plan, config, taxonomy, 0, len(replies), Scripted(replies), lambda done, total: None)
+    kept = list(read_json_lines(plan.path))
+    assert [record["key"] for record in kept] == ["00003-00000", "00003-00004"]
+    assert [(record["subject"], record["class"]) for record in kept] == [("dog", "dog"), ("small dog", "dog")]
+    rejects = list(read_json_lines(rejects_path(plan.path)))
+    assert [record["raw"] for record in rejects] == replies[1:4]
+    assert marker.rejected == {"another subject than asked for": 1, "broken JSON": 1, "empty reply": 1}

@@ -1,0 +1,227 @@
+"""A whole dataset by small real models: what is redone and why, growth, kill -9, damage, and clear errors."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from pydantic import ValidationError
+from tiny_datagen import tiny_dataset_config, tiny_models
+
+from datagen.block import Block
+from datagen.dataset import STAGES, Dataset, DatasetConfig, explained
+from shards import files
+from shards.files import read_json_lines
+from shards.markers import rejects_path
+from shards.triplets import read_triplets
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def build(config: DatasetConfig, run: Path) -> list[str]:
+    """Build a dataset without a flow; returns the shards that were made."""
+    dataset = Dataset(config, run)
+    made = []
+    for indices in dataset.blocks():
+        block = Block(dataset)
+        for stage in STAGES:
+            for index in indices:
+                if block.make(stage, index, lambda done, total: None) is not None:
+                    made.append(f"{stage}/{index:05d}")
+            dataset.check_survivors(stage, indices)
+    return made
+
+
+def changed(config: DatasetConfig, part: str, **settings: object) -> DatasetConfig:
+    data = config.model_dump()
+    (data[part] if part else data).update(settings)
+    return DatasetConfig.model_validate(data)
+
+
+def contents(run: Path) -> dict[str, bytes]:
+    """All files of a run but markers, whose times differ."""
+    paths = [path for path in sorted(run.rglob("*")) if path.is_file() and not path.name.endswith(".done.json")]
+    return {path.relative_to(run).as_posix(): path.read_bytes() for path in paths}
+
+
+@pytest.fixture(scope="module")
+def config() -> DatasetConfig:
+    return tiny_dataset_config(tiny_models())
+
+
+@pytest.fixture(scope="module")
+def undisturbed(config: DatasetConfig, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run = tmp_path_factory.mktemp("undisturbed")
+    assert len(build(config, run)) == 2 * len(STAGES)
+    return run
+
+
+@pytest.fixture
+def run(undisturbed: Path, tmp_path: Path) -> Path:
+    """A copy of the finished run, as another file system would hold it: with other modification times."""
+    subprocess.run(["cp", "-r", undisturbed, tmp_path / "run"], check=True)
+    return tmp_path / "run"
+
+
+def test_a_dataset_and_its_accounts(config: DatasetConfig, undisturbed: Path) -> None:
+    dataset = Dataset(config, undisturbed)
+    assert dataset.remaining() == [] and build(config, undisturbed) == []
+    for index in range(2):
+        expected = config.captions_per_shard
+        for stage in STAGES:
+            (marker,) = dataset.markers(stage, [index])
+            assert marker.records_in == expected
+            assert marker.records_in == marker.records_out + sum(marker.rejected.values())
+            rejects = read_json_lines(rejects_path(dataset.path(stage, index)))
+            assert sum(marker.rejected.values()) == len(list(rejects))
+            expected = marker.records_out
+    triplets = list(read_triplets([dataset.path("triplets", index) for index in range(2)]))
+    assert triplets
+    for triplet in triplets:
+        assert triplet.image.size == triplet.mask.size
+        assert {"caption", "subject", "class", "place", "seed", "box", "score", "predicted_iou"} <= set(triplet.record)
+        assert set(triplet.record["models"]) == {"captions", "images.model", "masks.box_model", "masks.mask_model"}
+        assert all(value.startswith("sha256:") for value in triplet.record["models"].values())
+        # where things lie, and when they were made, is nobody's business
+        assert str(undisturbed) not in json.dumps(triplet.record) and "/" not in json.dumps(triplet.record)
+
+
+def test_one_setting_redoes_what_depends_on_it(config: DatasetConfig, run: Path) -> None:
+    before = contents(run)
+    other = changed(config, "images", guidance_scale=5.0)
+    assert explained(Dataset(other, run).remaining()) == [
+        "images: 2 shards (00000 to 00001) to make: images.guidance_scale: 3.5 -> 5.0",
+        "masks: 2 shards (00000 to 00001) may follow: if images change",
+        "gates: 2 shards (00000 to 00001) may follow: if masks change",
+        "triplets: 2 shards (00000 to 00001) may follow: if gates change",
+        "triplets: 2 shards (00000 to 00001) may follow: if images change",
+        "triplets: 2 shards (00000 to 00001) may follow: if masks change",
+    ]
+    made = build(other, run)
+    assert {name.split("/")[0] for name in made} <= {"images", "masks", "gates", "triplets"} and "images/00001" in made
+    assert contents(run) != before
+    build(config, run)
+    assert contents(run) == before
+
+
+def test_a_gate_reruns_no_model(config: DatasetConfig, run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.nn.Module.__init__", None)  # a model would not even be built
+    other = changed(config, "gates", min_box_score=0.3)
+    assert {name.split("/")[0] for name in build(other, run)} <= {"gates", "triplets"}
+    assert build(changed(config, "gates", max_border=5.0), run)[:2] == ["gates/00000", "gates/00001"]
+
+
+def test_execution_settings_redo_nothing(config: DatasetConfig, run: Path) -> None:
+    other = changed(config, "images", execution={"batch_size": 3, "device": "cpu", "threads": 2})
+    assert build(other, run) == []
+
+
+def test_models_are_known_by_their_weights(config: DatasetConfig, run: Path, tmp_path: Path) -> None:
+    moved = tmp_path / "elsewhere"
+    subprocess.run(["cp", "-r", config.images.model, moved], check=True)
+    other = changed(config, "images", model=str(moved))
+    assert Dataset(other, run).remaining() == []
+    weights = moved / "unet" / "diffusion_pytorch_model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    line = explained(Dataset(other, run).remaining())[0]
+    assert line.startswith("images: 2 shards (00000 to 00001) to make: images.models.model: sha256:")
+
+
+def test_growing_keeps_what_is_there(config: DatasetConfig, undisturbed: Path, tmp_path: Path) -> None:
+    made = build(changed(config, "", shards=1), tmp_path)
+    assert len(made) == len(STAGES)
+    assert [name.split("/")[1] for name in build(config, tmp_path)] == ["00001"] * len(STAGES)
+    assert contents(tmp_path) == contents(undisturbed)
+
+
+def test_a_target_is_reached_block_by_block(config: DatasetConfig, run: Path) -> None:
+    have = sum(Dataset(config, run).records_out("triplets", range(2)))
+    reached = changed(config, "", shards=None, target_triplets=have)
+    assert Dataset(reached, run).remaining() == [] and build(reached, run) == []
+    more = changed(config, "", shards=None, target_triplets=have + 1)
+    assert {shard.plan.index for shard in Dataset(more, run).remaining()} == {2, 3}
+    too_many = changed(config, "", target_triplets=1000)
+    with pytest.raises(RuntimeError, match=f"target_triplets is 1000, but 2 shards gave {have}: raise shards"):
+        build(too_many, run)
+
+
+def in_a_child(action: Callable[[], object]) -> int:
+    """Run an action in a forked process; its exit status, or minus the signal that killed it."""
+    child = os.fork()
+    if not child:
+        try:
+            action()
+            os._exit(0)
+        finally:
+            os._exit(1)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def kill_at(point: str) -> Callable[[str], None]:
+    return lambda reached: os.kill(os.getpid(), signal.SIGKILL) if reached == point else None
+
+
+def test_kill_9_in_every_stage(config: DatasetConfig, undisturbed: Path, tmp_path: Path) -> None:
+    points = ["captions/00001 written", "dedup/00001 synced", "images/00000 unmarked", "images/00001 opened"]
+    points += ["masks/00001 renamed", "gates/00000 renamed", "triplets/00001 marked"]
+
+    def killed(point: str) -> None:
+        files.reached = kill_at(point)
+        build(config, tmp_path)
+
+    for point in points:
+        assert in_a_child(lambda point=point: killed(point)) == -signal.SIGKILL, point
+    assert build(config, tmp_path) == []  # the last point is the last marker
+    assert contents(tmp_path) == contents(undisturbed)
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_torn_shard_is_named_and_rebuilt_alone(
+    config: DatasetConfig, undisturbed: Path, run: Path, stage: str
+) -> None:
+    dataset = Dataset(config, run)
+    torn = dataset.path(stage, 0)
+    torn.write_bytes(torn.read_bytes()[: torn.stat().st_size // 2])
+    line = explained(dataset.remaining())[0]
+    assert line == f"{stage}: 1 shard (00000) to make: {torn.name} is torn or altered"
+    assert build(config, run) == [f"{stage}/00000"]
+    assert contents(run) == contents(undisturbed)
+
+
+def test_deciding_loads_neither_torch_nor_prefect(config: DatasetConfig, undisturbed: Path) -> None:
+    code = (
+        "import sys; from pathlib import Path; from datagen.dataset import Dataset, DatasetConfig\n"
+        "config = DatasetConfig.model_validate_json(sys.argv[1])\n"
+        "assert Dataset(config, Path(sys.argv[2])).remaining() == []\n"
+        "print([name for name in ('torch', 'prefect', 'transformers', 'diffusers', 'numpy') if name in sys.modules])"
+    )
+    command = [sys.executable, "-c", code, config.model_dump_json(), undisturbed]
+    assert subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip() == "[]"
+
+
+def test_errors_are_one_line_and_say_what_to_do(config: DatasetConfig, tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="images.model: there is no folder ./none; name a local folder"):
+        Dataset(changed(config, "images", model="./none"), tmp_path)
+    with pytest.raises(FileNotFoundError, match="masks.mask_model: there is no folder no/where, .*HF_TOKEN"):
+        Dataset(changed(config, "masks", mask_model="no/where"), tmp_path)
+    with pytest.raises(FileNotFoundError, match="taxonomy none.json does not exist"):
+        Dataset(changed(config, "captions", taxonomy="none.json"), tmp_path)
+    with pytest.raises(ValidationError, match="guidance"):
+        changed(config, "images", guidance=5.0)
+    with pytest.raises(ValidationError, match="set shards or target_triplets"):
+        changed(config, "", shards=None)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_model_that_writes_nonsense_stops_before_the_next_is_loaded(config: DatasetConfig, tmp_path: Path) -> None:
+    hurried = changed(config, "captions", max_new_tokens=8)
+    with pytest.raises(ValueError, match=r"captions: no record was left \(broken JSON 16\)"):
+        build(hurried, tmp_path)
+    assert not (tmp_path / "images").exists()
+    assert len(list(read_json_lines(tmp_path / "captions" / "00000.rejects.jsonl"))) == 8

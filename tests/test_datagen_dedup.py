@@ -1,0 +1,117 @@
+"""Dedup: what repeats, which share a class may take, growth, and agreement with exact Jaccard."""
+
+import random
+from pathlib import Path
+from typing import Any
+
+from datagen import dedup
+from datagen.dedup import CaptionIndex, DedupConfig, normalized_words, shingles
+from shards.files import read_json_lines
+from shards.markers import rejects_path
+from shards.stage import StageSpec, plan_shard
+
+CAPTIONS = StageSpec("captions", 1, {})
+FREE = DedupConfig(max_class_share=1, max_class_and_place_share=1)
+
+
+def write_captions(run: Path, index: int, texts: list[tuple[str, str, str]]) -> Path:
+    plan = plan_shard(run, CAPTIONS, index)
+    with plan.writing(records_in=len(texts)) as out:
+        for number, (kind, place, text) in enumerate(texts):
+            out.add({"key": f"{index:05d}-{number}", "class": kind, "place": place, "caption": text})
+    return plan.path
+
+
+def keep(run: Path, config: DedupConfig, shards: int, count: int, index: CaptionIndex | None = None) -> list[list[Any]]:
+    """Dedup all shards of a run; the kept keys of each, then the rejects of all."""
+    index = index or CaptionIndex(config)
+    spec = StageSpec("dedup", 1, config.content())
+    kept, rejects = [], []
+    for number in range(index.next_shard, shards):
+        plan = plan_shard(run, spec, number, [CAPTIONS.path(run, number)])
+        dedup.run(plan, config, index, count * (number + 1), [spec.path(run, n) for n in range(number)])
+        kept.append([record["key"] for record in read_json_lines(plan.path)])
+        rejects += read_json_lines(rejects_path(plan.path))
+    return [*kept, rejects]
+
+
+def test_duplicates_name_what_they_repeat(tmp_path: Path) -> None:
+    first = "a lovely old teapot stands on a wooden table in the soft light of a quiet morning"
+    write_captions(tmp_path, 0, [("teapot", "table", first), ("dog", "beach", "a dog runs on a beach")])
+    write_captions(tmp_path, 1, [
+        ("dog", "beach", "A dog, runs ON a beach!"),
+        ("teapot", "table", first.replace("quiet", "calm")),
+        ("teapot", "table", "a teapot floats in space"),
+    ])  # fmt: skip
+    kept_0, kept_1, rejects = keep(tmp_path, FREE, 2, 3)
+    assert (kept_0, kept_1) == (["00000-0", "00000-1"], ["00001-2"])
+    assert [(one["reason"], one["matched"]["key"]) for one in rejects] == [
+        ("exact duplicate", "00000-1"), ("near duplicate", "00000-0"),
+    ]  # fmt: skip
+    assert rejects[1]["matched"]["caption"] == first and 0.8 <= rejects[1]["matched"]["similarity"] < 1
+
+
+def test_no_class_takes_more_than_its_share(tmp_path: Path) -> None:
+    words = [f"thing{number}" for number in range(40)]
+    dogs = [("dog", f"place {n % 4}", f"the {words[2 * n]} dog with a {words[2 * n + 1]}") for n in range(20)]
+    write_captions(tmp_path, 0, dogs[:10])
+    write_captions(tmp_path, 1, dogs[10:])
+    config = DedupConfig(max_class_share=0.5, max_class_and_place_share=0.15)
+    *kept, rejects = keep(tmp_path, config, 2, 10)
+    assert [len(keys) for keys in kept] == [5, 5]
+    assert "class cap" in {one["reason"] for one in rejects}
+    config = DedupConfig(max_class_share=1, max_class_and_place_share=0.1)
+    *kept, rejects = keep(tmp_path, config, 2, 10)
+    assert [len(keys) for keys in kept] == [4, 4]  # one a place, then two
+    assert {one["reason"] for one in rejects} == {"class and place cap"}
+
+
+def test_growth_changes_nothing_that_is_there(tmp_path: Path) -> None:
+    rng = random.Random(0)
+    nouns, places = ["dog", "cat", "robot"], ["beach", "forest"]
+    for shard in range(4):
+        texts = [(n := rng.choice(nouns), p := rng.choice(places), f"a {rng.choice('abcdefgh')} {n} in a {p}")
+                 for _ in range(20)]  # fmt: skip
+        write_captions(tmp_path / "grown", shard, texts)
+        write_captions(tmp_path / "whole", shard, texts)
+    config = DedupConfig(max_class_share=0.3, max_class_and_place_share=0.2)
+    *whole, _ = keep(tmp_path / "whole", config, 4, 20)
+    *first, _ = keep(tmp_path / "grown", config, 2, 20)
+    fresh = CaptionIndex(config)  # another process, later: it reads what the earlier shards kept
+    spec = StageSpec("dedup", 1, config.content())
+    grown = list(first)
+    for number in (2, 3):
+        plan = plan_shard(tmp_path / "grown", spec, number, [CAPTIONS.path(tmp_path / "grown", number)])
+        earlier = [spec.path(tmp_path / "grown", n) for n in range(number)]
+        dedup.run(plan, config, fresh, 20 * (number + 1), earlier)
+        grown.append([record["key"] for record in read_json_lines(plan.path)])
+    assert grown == whole and sum(map(len, whole)) > 10
+
+
+def test_near_duplicates_agree_with_exact_jaccard() -> None:
+    """All pairs at or above the threshold are found but for the few that no band of hashes brings together."""
+    rng = random.Random(1)
+    vocabulary = [f"word{number}" for number in range(300)]
+    texts: list[str] = []
+    for _ in range(150):
+        words = rng.choices(vocabulary, k=20)
+        texts.append(" ".join(words))
+        for changes in (1, 2, 6):
+            changed = list(words)
+            for _ in range(changes):
+                changed[rng.randrange(20)] = rng.choice(vocabulary)
+            texts.append(" ".join(changed))
+    index = CaptionIndex(FREE)
+    kept: list[set[str]] = []
+    found = missed = wrong = 0
+    for number, text in enumerate(texts):
+        own = shingles(normalized_words(text))
+        exact = any(len(own & other) / len(own | other) >= FREE.near_duplicate for other in kept)
+        match = index.match(text)
+        found += exact and match is not None
+        missed += exact and match is None
+        wrong += not exact and match is not None
+        if match is None:
+            kept.append(own)
+            index.add({"key": str(number), "caption": text, "class": "x", "place": "y"})
+    assert found > 100 and wrong == 0 and missed <= 0.02 * found

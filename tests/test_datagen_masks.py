@@ -1,0 +1,168 @@
+"""Boxes, masks and gates: the transformers engines on small models, the choice among masks, and the reasons."""
+
+import io
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from tiny_datagen import save_tiny_grounding_dino, tiny_dataset_config, tiny_models
+
+from datagen import gates, masks
+from datagen.gates import GatesConfig, gate_fault
+from datagen.masks import (
+    MasksConfig,
+    ProposedMasks,
+    ScoredBox,
+    TransformersBoxFinder,
+    TransformersMaskCutter,
+    bounding_box,
+    box_iou,
+    choose_mask,
+    cleaned,
+)
+from shards.files import read_json_lines, read_tar_records
+from shards.markers import rejects_path
+from shards.stage import StageSpec, plan_shard
+
+
+def pictures(count: int, size: int = 64) -> list[Image.Image]:
+    rng = np.random.default_rng(0)
+    return [Image.fromarray(rng.integers(0, 256, (size, size, 3), dtype=np.uint8)) for _ in range(count)]
+
+
+def disc(size: int = 64, centre: tuple[int, int] = (32, 32), radius: int = 12) -> np.ndarray:
+    rows, columns = np.mgrid[:size, :size]
+    return np.asarray((rows - centre[0]) ** 2 + (columns - centre[1]) ** 2 <= radius**2)
+
+
+@pytest.mark.parametrize("kind", ["owlvit", "grounding-dino"])
+def test_detectors_give_boxes_best_first(tmp_path: Path, kind: str) -> None:
+    model, size = (tiny_models() / kind, 64) if kind == "owlvit" else (save_tiny_grounding_dino(tmp_path), 128)
+    base = tiny_dataset_config(tiny_models()).masks
+    config = base.model_copy(update={"box_model": str(model), "max_boxes": 3})
+    finder = TransformersBoxFinder(config)
+    nouns = ["dog", "teapot", "an extraordinarily long noun that no detector was ever asked for " * 3]
+    found = finder.find(pictures(3, size), nouns)
+    assert len(found) == 3 and any(found)
+    for candidates in found:
+        assert len(candidates) <= 3
+        assert [one.score for one in candidates] == sorted((one.score for one in candidates), reverse=True)
+        for one in candidates:
+            left, top, right, bottom = one.box
+            assert 0 <= left < right <= size and 0 <= top < bottom <= size and 0 <= one.score <= 1
+    strict = TransformersBoxFinder(config.model_copy(update={"min_stored_score": 1.0}))
+    assert strict.find(pictures(1, size), ["dog"]) == [[]]
+
+
+@pytest.mark.parametrize("multimask", [True, False])
+def test_segmenter_proposes_masks_of_the_images_size(multimask: bool) -> None:
+    config = tiny_dataset_config(tiny_models()).masks.model_copy(update={"multimask": multimask})
+    proposed = TransformersMaskCutter(config).cut(pictures(2, 96), [(10.0, 10.0, 50.0, 60.0), (0.0, 0.0, 96.0, 96.0)])
+    for one in proposed:
+        assert one.masks.dtype == bool and one.masks.shape == (3 if multimask else 1, 96, 96)
+        assert len(one.predicted_iou) == len(one.masks) and all(0 <= iou <= 1 for iou in one.predicted_iou)
+
+
+def test_boxes() -> None:
+    assert bounding_box(disc()) == (20.0, 20.0, 45.0, 45.0)
+    assert bounding_box(np.zeros((8, 8), dtype=bool)) == (0.0, 0.0, 0.0, 0.0)
+    assert box_iou((0, 0, 2, 2), (0, 0, 2, 2)) == 1 and box_iou((0, 0, 1, 1), (2, 2, 3, 3)) == 0
+    assert box_iou((0, 0, 2, 1), (1, 0, 3, 1)) == pytest.approx(1 / 3)
+
+
+def test_the_mask_that_fills_its_box_is_chosen() -> None:
+    small, right, wide = disc(radius=3), disc(radius=12), disc(radius=30)
+    proposed = ProposedMasks(np.stack([small, right, wide]), [0.95, 0.9, 0.93])
+    mask, measures = choose_mask(proposed, bounding_box(right), min_region=0.001)
+    assert np.array_equal(mask, right)
+    assert measures == {
+        "predicted_iou": 0.9, "box_agreement": 1.0, "area": pytest.approx(right.mean(), abs=1e-4), "border": 0.0,
+    }  # fmt: skip
+    touching = disc(centre=(32, 0))
+    assert choose_mask(ProposedMasks(touching[None], [1.0]), (0, 20, 13, 45), 0)[1]["border"] == round(25 / 64, 4)
+    empty = np.zeros((1, 64, 64), dtype=bool)
+    assert choose_mask(ProposedMasks(empty, [0.5]), (0, 0, 9, 9), 0.001)[1]["area"] == 0
+
+
+def test_specks_and_holes_are_cleaned_and_large_parts_stay() -> None:
+    mask = disc(radius=20)
+    dirty = mask.copy()
+    dirty[30:32, 30:32] = False
+    dirty[0, 0] = dirty[60, 60] = True
+    assert np.array_equal(cleaned(dirty, 0.005), mask)
+    assert np.array_equal(cleaned(dirty, 0), dirty)
+    ring = mask & ~disc(radius=10)  # the hole of a ring is larger than a hole to be filled
+    assert np.array_equal(cleaned(ring, 0.005), ring)
+    assert np.array_equal(cleaned(np.ones((8, 8), dtype=bool), 0.5), np.ones((8, 8), dtype=bool))
+
+
+GOOD = {"box": [1, 1, 9, 9], "score": 0.5, "area": 0.2, "border": 0.0, "predicted_iou": 0.9}
+
+
+@pytest.mark.parametrize(
+    ("change", "fault"),
+    [
+        ({}, None),
+        ({"box": None}, ("no box", None)),
+        ({"score": 0.29}, ("low box score", 0.29)),
+        ({"area": 0.01}, ("subject too small", 0.01)),
+        ({"area": 0.99}, ("subject too large", 0.99)),
+        ({"border": 0.05}, ("touches the border", 0.05)),
+        ({"predicted_iou": 0.1}, ("low predicted IoU", 0.1)),
+    ],
+)
+def test_gates_name_the_reason(change: dict[str, object], fault: object) -> None:
+    assert gate_fault({**GOOD, **change}, GatesConfig()) == fault
+
+
+class Scripted:
+    """A detector and segmenter that find a disc in bright images and nothing in dark ones."""
+
+    def find(self, images: list[Image.Image], nouns: list[str]) -> list[list[ScoredBox]]:
+        box = bounding_box(disc())
+        return [[ScoredBox(box, 0.9)] if np.asarray(image).mean() > 100 else [] for image in images]
+
+    def cut(self, images: list[Image.Image], boxes: list[tuple[float, float, float, float]]) -> list[ProposedMasks]:
+        return [ProposedMasks(disc()[None], [0.8]) for _ in images]
+
+
+def ignore(done: int, total: int) -> None:
+    """No progress to show."""
+
+
+def write_images(run: Path, encode: Callable[[int], bytes], count: int) -> Path:
+    plan = plan_shard(run, StageSpec("images", 1, {}, {}, ".tar"), 0)
+    with plan.writing(records_in=count) as out:
+        for number in range(count):
+            out.add({"key": f"0-{number}", "subject": "Dog", "models": {}}, {"jpg": encode(number)})
+    return plan.path
+
+
+def test_masks_then_gates_keep_account(tmp_path: Path) -> None:
+    def encode(number: int) -> bytes:
+        if number == 4:
+            return b"not an image"
+        buffer = io.BytesIO()
+        Image.new("RGB", (64, 64), (255, 255, 255) if number % 2 else (0, 0, 0)).save(buffer, "JPEG")
+        return buffer.getvalue()
+
+    source = write_images(tmp_path, encode, 6)
+    config = MasksConfig(box_model="x", mask_model="y", execution={"batch_size": 4})
+    plan = plan_shard(tmp_path, StageSpec("masks", 1, {}, {"box_model": "b"}, ".tar"), 0, [source])
+    marker = masks.run(plan, config, Scripted(), Scripted(), ignore)
+    assert (marker.records_in, marker.records_out, marker.rejected) == (6, 5, {"unreadable image": 1})
+    found = dict(read_tar_records(plan.path))
+    assert [sorted(parts) for parts in found.values()] == [["json"], ["json", "mask.png"]] * 2 + [["json", "mask.png"]]
+    assert json.loads(found["0-0"]["json"])["box"] is None
+    record = json.loads(found["0-1"]["json"])
+    assert record["boxes"] == [{"box": [20.0, 20.0, 45.0, 45.0], "score": 0.9}] and record["score"] == 0.9
+    mask = np.asarray(Image.open(io.BytesIO(found["0-1"]["mask.png"])))
+    assert np.array_equal(mask, disc() * 255)
+
+    gate = plan_shard(tmp_path, StageSpec("gates", 1, {}), 0, [plan.path])
+    assert gates.run(gate, GatesConfig()).rejected == {"no box": 2}
+    assert [record["key"] for record in read_json_lines(gate.path)] == ["0-1", "0-3", "0-5"]
+    assert {record["key"] for record in read_json_lines(rejects_path(gate.path))} == {"0-0", "0-2"}
