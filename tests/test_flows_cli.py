@@ -98,21 +98,20 @@ def test_a_dry_run_says_what_a_changed_setting_redoes_and_touches_nothing(finish
 
 
 def test_killed_runs_leave_no_process_and_the_same_dataset(finished_run: tuple[Path, str], tmp_path: Path) -> None:
-    """kill -9 of the parent, as of `make demo`, when a stage has begun; the next start ends with the same bytes."""
+    """kill -9 of the parent, as of `make demo`, in the middle of a run; the next start ends with the same bytes."""
     run = tmp_path / "killed"
-    arguments = command("build-dataset", run, "--end-with-parent")
-    for stage in ("captions", "images", "masks"):
-        parent = "import subprocess, sys; subprocess.run(sys.argv[1:])"
-        process = subprocess.Popen([sys.executable, "-c", parent, *arguments], cwd=ROOT, start_new_session=True)
-        deadline = time.monotonic() + 120
-        while not (run / stage).is_dir() and time.monotonic() < deadline and process.poll() is None:
-            time.sleep(0.05)
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-        deadline = time.monotonic() + 10
-        while (left := processes_naming(run)) and time.monotonic() < deadline:
-            time.sleep(0.1)
-        assert not left, left
+    parent = "import subprocess, sys; subprocess.run(sys.argv[1:])"
+    process = subprocess.Popen(
+        [sys.executable, "-c", parent, *command("build-dataset", run, "--end-with-parent")], cwd=ROOT
+    )
+    while not (run / "images").is_dir() and process.poll() is None:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    deadline = time.monotonic() + 10
+    while (left := processes_naming(run)) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not left, left
     done = dreamcache("build-dataset", run)
     assert done.returncode == 0, done.stderr
     assert dataset_digests(run) == dataset_digests(finished_run[0])
