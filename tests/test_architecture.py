@@ -104,3 +104,11 @@ def test_no_unsafe_torch_load() -> None:
                     if not safe:
                         wrong.append(f"{path.relative_to(ROOT)}:{node.lineno}")
     assert not wrong, "\n".join(wrong)
+
+
+def test_readme_lists_every_file() -> None:
+    tree = (ROOT / "README.md").read_text(encoding="utf-8").split("## The tree")[1].split("## ")[0]
+    packages = (*(package for package in ARROWS), "dreamcache/dreambooth")
+    files = [path.name for package in packages for path in (ROOT / package).glob("*.py") if path.name != "__init__.py"]
+    missing = [name for name in files if f"  {name} " not in tree]
+    assert not missing, missing
