@@ -1,3 +1,5 @@
+import shutil
+
 import numpy as np
 import pytest
 import torch
@@ -160,8 +162,20 @@ def test_wrong_inputs_are_named(backbone, adapters, tmp_path):
     foreign = FeatureCache(cache.features, "0" * 64)
     with pytest.raises(ValueError, match="another backbone"):
         sample_images(backbone, adapters, foreign, ["a", "b"], CONFIG)
-    with pytest.raises(FileNotFoundError, match="diffusers' layout"):
+    with pytest.raises(FileNotFoundError, match=r"local folder in diffusers' layout.*https://huggingface.co.*HF_TOKEN"):
         load_backbone(tmp_path / "nothing")
+
+
+@pytest.mark.parametrize("part", ["unet/diffusion_pytorch_model.safetensors", "text_encoder/config.json", "tokenizer"])
+def test_an_incomplete_or_torn_folder_is_named(folder, tmp_path, part):
+    broken = tmp_path / "broken"
+    shutil.copytree(folder, broken)
+    if part.endswith("safetensors"):
+        (broken / part).write_bytes((broken / part).read_bytes()[:1000])
+    else:
+        shutil.move(broken / part, tmp_path / "away")
+    with pytest.raises(ValueError, match="is no complete Stable Diffusion"):
+        load_backbone(broken)
 
 
 def test_a_missing_hub_model_names_page_token_and_folder(monkeypatch):

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from pydantic import ValidationError
+from test_dreamcache_adapters import moved_adapters
 from tiny_diffusion import save_tiny_stable_diffusion
 from tiny_triplets import write_tiny_triplets
 
@@ -17,7 +18,13 @@ from dreamcache.checkpoints import LOG_COLUMNS, locked_folder
 from dreamcache.configs import TrainingConfig
 from dreamcache.training import train_adapters, training_loss
 from dreamcache.training_data import TrainingData, collate, store_latents
-from dreamcache.validation import held_out_triplets, is_held_out, validation_loss
+from dreamcache.validation import (
+    held_out_triplets,
+    is_held_out,
+    prepare_validation,
+    validation_loss,
+    validation_losses,
+)
 from shards.triplets import TripletShards
 
 CONFIG = TrainingConfig(
@@ -181,6 +188,9 @@ def test_validation_is_repeatable_and_equal_for_fresh_adapters(backbone, paths):
     losses = validation_loss(backbone, AdapterSet.for_unet(backbone.unet), triplets)
     assert losses == validation_loss(backbone, AdapterSet.for_unet(backbone.unet), triplets)
     assert losses["right"] == losses["wrong"] == losses["none"] > 0
+    moved = validation_losses(backbone, moved_adapters(backbone.unet), prepare_validation(backbone, triplets))
+    assert losses["none"] == pytest.approx(float(moved["none"].mean()))
+    assert not torch.equal(moved["right"], moved["wrong"]) and not torch.equal(moved["right"], moved["none"])
 
 
 def test_losses_of_v_prediction_and_min_snr(paths, backbone, tmp_path):
