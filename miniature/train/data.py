@@ -6,7 +6,7 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -52,7 +52,7 @@ def describe(index: int, scene: Scene) -> dict[str, Any]:
     }
 
 
-def _open(folder: Path, scenes: int, mode: str) -> dict[str, NDArray[np.uint8]]:
+def _open(folder: Path, scenes: int, mode: Literal["r", "r+", "w+"]) -> dict[str, NDArray[np.uint8]]:
     return {
         name: np.lib.format.open_memmap(folder / f"{name}.npy", mode=mode, dtype=np.uint8, shape=(scenes, *shape))
         if mode == "w+"
