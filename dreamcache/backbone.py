@@ -9,17 +9,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 
 WEIGHTED_PARTS = ("unet", "vae", "text_encoder")
-# One weight file a part (or its numbered pieces); a repository holds the same weights in several forms.
+# The files that diffusers and transformers load by default; a folder may hold the same weights in other forms too.
+_WEIGHTS = (("*model.safetensors", "*model-0*.safetensors"), ("*model.bin", "*model-0*.bin"))
 _FILES = (
     "model_index.json",
     "scheduler/*.json",
     "tokenizer/*",
     *(f"{part}/config.json" for part in WEIGHTED_PARTS),
-    *(f"{part}/*model.safetensors*" for part in WEIGHTED_PARTS),
-    *(f"{part}/*model-0*.safetensors" for part in WEIGHTED_PARTS),
+    *(f"{part}/{pattern}" for part in WEIGHTED_PARTS for pattern in (*_WEIGHTS[0], "*model.safetensors.index.json")),
 )
 
 
@@ -124,19 +125,22 @@ def load_backbone(
 
     FileNotFoundError says where the weights are to be had; ValueError if the folder holds something else.
     """
-    from diffusers import AutoencoderKL, UNet2DConditionModel
-    from diffusers.schedulers import scheduling_ddpm
+    from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
     from transformers import AutoTokenizer, CLIPTextModel
 
     folder = _local_folder(str(location))
+    # Without its configuration transformers would build a text encoder of its own choice.
+    for name in (*(f"{part}/config.json" for part in WEIGHTED_PARTS), "scheduler/scheduler_config.json", "tokenizer"):
+        if not (folder / name).exists():
+            raise ValueError(f"{location} is no complete Stable Diffusion in diffusers' layout: {name} is missing")
     try:
         unet = UNet2DConditionModel.from_pretrained(folder, subfolder="unet", torch_dtype=dtype)
         vae = AutoencoderKL.from_pretrained(folder, subfolder="vae", torch_dtype=dtype)
         text_encoder: Any = CLIPTextModel.from_pretrained(folder, subfolder="text_encoder", dtype=dtype)
         tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer")
         # Only the noise schedule matters here; the DDPM class reads every Stable Diffusion's.
-        scheduler = scheduling_ddpm.DDPMScheduler.from_pretrained(folder, subfolder="scheduler")
-    except (OSError, ValueError, KeyError) as error:
+        scheduler = DDPMScheduler.from_pretrained(folder, subfolder="scheduler")
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ValueError(f"{location} is no complete Stable Diffusion in diffusers' layout: {reason}") from error
     vae, text_encoder, unet = vae.to(device), text_encoder.to(device), unet.to(device)
@@ -147,8 +151,8 @@ def weights_identity(folder: Path) -> str:
     """The sha256 over the weight files of U-Net, VAE and text encoder: the same wherever the folder lies."""
     total = hashlib.sha256()
     for part in WEIGHTED_PARTS:
-        files = sorted(f for f in (folder / part).glob("*.safetensors") if not f.name.endswith(".fp16.safetensors"))
-        files = files or sorted((folder / part).glob("*.safetensors")) or sorted((folder / part).glob("*.bin"))
+        found = (sorted(f for p in patterns for f in (folder / part).glob(p)) for patterns in _WEIGHTS)
+        files = next((files for files in found if files), [])
         if not files:
             raise FileNotFoundError(f"{folder / part} holds no weights")
         for file in files:
@@ -170,8 +174,9 @@ def _local_folder(location: str) -> Path:
         return folder
     if folder.exists() or not re.fullmatch(r"[\w.-]+/[\w.-]+", location) or location.startswith("."):
         raise FileNotFoundError(
-            f"no Stable Diffusion in {location!r}: give a folder in diffusers' layout (with model_index.json) or a "
-            "name on the Hub such as stable-diffusion-v1-5/stable-diffusion-v1-5"
+            f"no Stable Diffusion in {location!r}: give a local folder in diffusers' layout (with model_index.json) or "
+            "a name on the Hub, such as stable-diffusion-v1-5/stable-diffusion-v1-5, whose page is "
+            "https://huggingface.co/stable-diffusion-v1-5/stable-diffusion-v1-5 (HF_TOKEN is for gated ones)"
         )
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError

@@ -54,6 +54,10 @@ class FeatureCache:
         index = list(rows)
         return FeatureCache({n: t[index] for n, t in self.features.items()}, self.backbone_identity, self.settings)
 
+    def to(self, device: str | torch.device) -> "FeatureCache":
+        """The cache on another device."""
+        return FeatureCache({n: t.to(device) for n, t in self.features.items()}, self.backbone_identity, self.settings)
+
     @classmethod
     def stack(cls, caches: Sequence["FeatureCache"]) -> "FeatureCache":
         """One cache that holds the references of several, for images of several subjects in one batch.

@@ -47,12 +47,13 @@ class ConditionedSelfAttention(nn.Module):
         self.norm1, self.attn1 = norm1, attn1
         self.heads, self.norm_eps = adapter.shape.heads, adapter.norm.eps
         weight = next(attn1.parameters())
-        self.batch, self.rows, self.scale = strength.batch, strength.rows, strength.scale
+        self.batch, self.rows = strength.batch, strength.rows
 
         def ready(tensor: Tensor) -> Tensor:
             return tensor.to(weight.device, weight.dtype)
 
         width = adapter.shape.width
+        self.scale = ready(strength.scale) if isinstance(strength.scale, Tensor) else strength.scale
         self.norm_weight, self.norm_bias = ready(adapter.norm.weight), ready(adapter.norm.bias)
         self.query_weight = ready(adapter.to_q.weight)
         context = ready(features).flatten(2).transpose(1, 2)

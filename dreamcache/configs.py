@@ -31,7 +31,7 @@ class TrainingConfig(BaseModel):
     accumulation: int = Field(default=1, ge=1, description="equal parts that a step's batch is computed in")
     learning_rate: float = Field(default=1e-5, gt=0)
     warmup_steps: int = Field(default=0, ge=0, description="steps in which the learning rate rises from 0")
-    weight_decay: float = Field(default=0.01, ge=0)
+    weight_decay: float = Field(default=0.01, ge=0, description="of the attention's weight matrices")
     max_grad_norm: float | None = Field(default=1.0, gt=0)
     caption_dropout: float = Field(default=0.07, ge=0, le=1, description="share of triplets that see the null text")
     augment_references: bool = True

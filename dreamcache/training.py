@@ -83,8 +83,17 @@ class _Training:
         self.average = None if config.ema_decay is None else AdapterSet.for_unet(
             backbone.unet, DEFAULT_LAYERS, backbone.identity, config.seed
         ).requires_grad_(False)  # fmt: skip
+        # Decay would draw the projection away from [I | 0], which is no prior, as it is for the attention's weights.
+        decayed = ("to_q.weight", "to_k.weight", "to_v.weight", "to_out.weight")
+        groups: dict[bool, list[Tensor]] = {True: [], False: []}
+        for name, parameter in self.adapters.named_parameters():
+            groups[name.endswith(decayed)].append(parameter)
         self.optimizer = torch.optim.AdamW(
-            self.adapters.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay
+            [
+                {"params": groups[True], "weight_decay": config.weight_decay},
+                {"params": groups[False], "weight_decay": 0.0},
+            ],
+            lr=config.learning_rate,
         )
         self.step = 0
         if state is not None:
@@ -95,7 +104,7 @@ class _Training:
                 self.average.load_tensors(state["average"], "the training state")
         self.log = TrainingLog(folder / "log.csv", self.step)
         held_out = held_out_triplets(shards, config.held_out, config.validation_triplets)
-        self.validation = prepare_validation(backbone, held_out) if len(held_out) > 1 else None
+        self.validation = prepare_validation(backbone, held_out, self.adapters.layers) if len(held_out) > 1 else None
         self.null_text = backbone.encode_prompts([""])
         self.pending: list[tuple[int, Tensor, float]] = []
         self.logged_at = time.monotonic()

@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -11,7 +11,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from dreamcache.adapters import AdapterSet
-from dreamcache.cache import DEFAULT_LAYERS, FeatureCache, reference_features
+from dreamcache.cache import DEFAULT_LAYERS, FeatureCache, cache_reference
 from dreamcache.conditioning import conditioned
 from dreamcache.reference import reference_image, to_tensor
 
@@ -46,22 +46,29 @@ def held_out_triplets(shards: "TripletShards", fraction: float, limit: int) -> l
 
 @dataclass(frozen=True)
 class ValidationInputs:
-    """What validation needs of n triplets: latents of targets and references, texts, whose reference is the wrong one.
+    """What validation needs of n triplets, all of it the frozen backbone's work, so done once.
 
-    `noise` (n, T, C, h, w) and `timesteps` (n, T) depend on the triplets' keys alone.
+    Latents (n, C, h, w), text (n, L, D), the references' cache and whose reference is each one's wrong one (n,);
+    `noise` (n, T, C, h, w) and `timesteps` (n, T) depend on the triplets' keys alone; `none` (n,) is the loss without
+    a reference.
     """
 
     latents: Tensor
-    reference_latents: Tensor
     text: Tensor
-    null_text: Tensor
+    cache: FeatureCache
     wrong: Tensor
     noise: Tensor
     timesteps: Tensor
+    none: Tensor
 
 
 @torch.no_grad()
-def prepare_validation(backbone: "Backbone", triplets: Sequence["Triplet"], batch_size: int = 16) -> ValidationInputs:
+def prepare_validation(
+    backbone: "Backbone",
+    triplets: Sequence["Triplet"],
+    layers: Sequence[str] = DEFAULT_LAYERS,
+    batch_size: int = 16,
+) -> ValidationInputs:
     """Encode held-out triplets; a triplet's wrong reference is the next one's of its class, or the next one's at all.
 
     ValueError for fewer than two triplets.
@@ -69,14 +76,14 @@ def prepare_validation(backbone: "Backbone", triplets: Sequence["Triplet"], batc
     if len(triplets) < 2:
         raise ValueError(f"validation needs at least 2 held-out triplets, not {len(triplets)}: raise held_out")
     size = backbone.image_size
-    latents, references, texts, noise, timesteps = [], [], [], [], []
+    latents, texts, caches, noise, timesteps = [], [], [], [], []
     for start in range(0, len(triplets), batch_size):
         batch = triplets[start : start + batch_size]
-        images = torch.stack([target_tensor(triplet.image, size) for triplet in batch])
-        latents.append(backbone.encode_images(images))
-        cutouts = [to_tensor(reference_image(triplet.image, triplet.mask, size)) for triplet in batch]
-        references.append(backbone.encode_images(torch.stack(cutouts)))
+        latents.append(backbone.encode_images(torch.stack([target_tensor(triplet.image, size) for triplet in batch])))
         texts.append(backbone.encode_prompts([triplet.caption for triplet in batch]))
+        cutouts = [to_tensor(reference_image(triplet.image, triplet.mask, size)) for triplet in batch]
+        # On the CPU, since the references of a few dozen triplets may fill a good part of a GPU.
+        caches.append(cache_reference(backbone, torch.stack(cutouts), layers=layers).to("cpu"))
     for triplet in triplets:
         generator = np.random.default_rng(key_hash(triplet.key))
         drawn = generator.standard_normal((TIMESTEPS_A_TRIPLET, *backbone.latent_shape), dtype=np.float32)
@@ -84,18 +91,18 @@ def prepare_validation(backbone: "Backbone", triplets: Sequence["Triplet"], batc
         parts = (np.arange(TIMESTEPS_A_TRIPLET) + generator.random(TIMESTEPS_A_TRIPLET)) / TIMESTEPS_A_TRIPLET
         timesteps.append(torch.from_numpy((parts * backbone.timesteps).astype(np.int64)))
     classes = [triplet.record.get("class") for triplet in triplets]
-    return ValidationInputs(
+    inputs = ValidationInputs(
         torch.cat(latents),
-        torch.cat(references),
         torch.cat(texts),
-        backbone.encode_prompts([""]),
+        FeatureCache.stack(caches),
         torch.tensor([_next_of_class(classes, index) for index in range(len(triplets))]),
         torch.stack(noise),
         torch.stack(timesteps),
+        torch.empty(0),
     )
+    return replace(inputs, none=_losses(backbone, None, inputs, None, batch_size))
 
 
-@torch.no_grad()
 def validation_losses(
     backbone: "Backbone", adapters: AdapterSet | None, inputs: ValidationInputs, batch_size: int = 16
 ) -> dict[str, Tensor]:
@@ -103,37 +110,50 @@ def validation_losses(
 
     All three share noise and timesteps, so that their differences mean something at a few dozen triplets.
     """
-    device, count = backbone.device, len(inputs.latents)
-    layers = DEFAULT_LAYERS if adapters is None else adapters.layers
-    losses: dict[str, list[Tensor]] = {"right": [], "wrong": [], "none": []}
-    for start in range(0, count, batch_size):
-        rows = torch.arange(start, min(count, start + batch_size))
-        caches: dict[str, FeatureCache | None] = {"none": None}
-        for name, references in (("right", rows), ("wrong", inputs.wrong[rows])):
-            latents = inputs.reference_latents[references.to(inputs.reference_latents.device)]
-            noise = _reference_noise(backbone).expand_as(latents)
-            caches[name] = FeatureCache(reference_features(backbone, latents, noise, layers, inputs.null_text))
-        latents, text = inputs.latents[rows.to(device)], inputs.text[rows.to(device)]
-        for name in losses:
-            by_timestep = []
-            for column in range(inputs.timesteps.shape[1]):
-                timesteps = inputs.timesteps[rows, column].to(device)
-                noise = inputs.noise[rows, column].to(device)
-                noisy = backbone.add_noise(latents, noise, timesteps)
-                with conditioned(backbone.unet, adapters, caches[name]):
-                    prediction = backbone.unet(noisy, timesteps, encoder_hidden_states=text).sample
-                error = prediction.float() - backbone.training_target(latents, noise, timesteps)
-                by_timestep.append(error.square().mean(dim=(1, 2, 3)))
-            losses[name].append(torch.stack(by_timestep).mean(dim=0).cpu())
-    return {name: torch.cat(parts) for name, parts in losses.items()}
+    if adapters is None:
+        return {"right": inputs.none, "wrong": inputs.none, "none": inputs.none}
+    own = torch.arange(len(inputs.latents))
+    return {
+        "right": _losses(backbone, adapters, inputs, own, batch_size),
+        "wrong": _losses(backbone, adapters, inputs, inputs.wrong, batch_size),
+        "none": inputs.none,
+    }
 
 
 def validation_loss(
     backbone: "Backbone", adapters: AdapterSet | None, triplets: Sequence["Triplet"], batch_size: int = 16
 ) -> dict[str, float]:
     """The mean of `validation_losses` over held-out triplets, which are encoded first: "right", "wrong" and "none"."""
-    losses = validation_losses(backbone, adapters, prepare_validation(backbone, triplets, batch_size), batch_size)
+    layers = DEFAULT_LAYERS if adapters is None else adapters.layers
+    inputs = prepare_validation(backbone, triplets, layers, batch_size)
+    losses = validation_losses(backbone, adapters, inputs, batch_size)
     return {name: float(values.mean()) for name, values in losses.items()}
+
+
+@torch.no_grad()
+def _losses(
+    backbone: "Backbone",
+    adapters: AdapterSet | None,
+    inputs: ValidationInputs,
+    references: Tensor | None,
+    batch_size: int,
+) -> Tensor:
+    """Each triplet's loss, (n,), when it sees the given one's reference; a mean over its timesteps."""
+    device, losses = backbone.device, []
+    for start in range(0, len(inputs.latents), batch_size):
+        rows = slice(start, start + batch_size)
+        latents, text = inputs.latents[rows], inputs.text[rows]
+        cache = None if references is None else inputs.cache.select(references[rows].tolist()).to(device)
+        by_timestep = []
+        with conditioned(backbone.unet, adapters, cache):
+            for column in range(inputs.timesteps.shape[1]):
+                timesteps, noise = inputs.timesteps[rows, column].to(device), inputs.noise[rows, column].to(device)
+                noisy = backbone.add_noise(latents, noise, timesteps)
+                prediction = backbone.unet(noisy, timesteps, encoder_hidden_states=text).sample
+                error = prediction.float() - backbone.training_target(latents, noise, timesteps)
+                by_timestep.append(error.square().mean(dim=(1, 2, 3)))
+        losses.append(torch.stack(by_timestep).mean(dim=0).cpu())
+    return torch.cat(losses)
 
 
 def target_tensor(image: Image.Image, size: int) -> Tensor:
@@ -146,8 +166,3 @@ def target_tensor(image: Image.Image, size: int) -> Tensor:
 def _next_of_class(classes: Sequence[str | None], index: int) -> int:
     others = [(index + step) % len(classes) for step in range(1, len(classes))]
     return next((other for other in others if classes[other] == classes[index]), others[0])
-
-
-def _reference_noise(backbone: "Backbone") -> Tensor:
-    noise = torch.randn(backbone.latent_shape, generator=torch.Generator().manual_seed(0))
-    return noise.to(backbone.device, backbone.dtype)
