@@ -106,7 +106,7 @@ def _plan_then_run(
     name: str, profile: Profile, run: Path, settings: dict[str, Any], dry_run: bool, debug: bool
 ) -> None:
     from flows.lock import locked
-    from flows.plans import pending
+    from flows.plans import check_inputs, pending
 
     reasons = pending(name, profile, run)
     if not reasons:
@@ -114,8 +114,10 @@ def _plan_then_run(
     elif dry_run:
         print("\n".join(reasons))
     else:
+        check_inputs(name, profile, run)
         with locked(run):  # if another process works there, say so before anything is started
             pass
+        print("\n".join(["To do:", *reasons]), flush=True)
         _run_flow(name, profile.name, run, settings, debug)
     if name == "run" and not dry_run:
         print(f"Report: {run / 'report.html'}")

@@ -22,10 +22,10 @@ from flows.plans import (
     TRAINED,
     adapters_folder,
     benchmark_step,
+    check_inputs,
     evaluation_of,
     evaluation_step,
     evaluations,
-    training_step,
 )
 from flows.profiles import DrawnBenchmark, Profile, load_profile, record_configuration
 from flows.server import end_with_parent
@@ -47,9 +47,8 @@ def evaluate_adapters(
     """
     chosen, folder = load_profile(profile, settings or {}), Path(run)
     with locked(folder):
+        check_inputs("evaluate-adapters", chosen, folder)
         record_configuration(folder, chosen)
-        if training_step(chosen, folder).changes():
-            raise FileNotFoundError(f"{run} has no adapters trained by these settings: run train-adapters first")
         if isinstance(chosen.benchmark, DrawnBenchmark):
             draw_benchmark(chosen.benchmark, folder)
         for name in evaluations(chosen):

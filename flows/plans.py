@@ -149,6 +149,14 @@ def pending(command: str, profile: Profile, run: Path) -> list[str]:
     return lines
 
 
+def check_inputs(command: str, profile: Profile, run: Path) -> None:
+    """Raise FileNotFoundError, naming the command to run first, where a command's input is not finished."""
+    if command == "train-adapters" and training_step(profile, run).missing:
+        raise FileNotFoundError(f"{run} holds no finished triplets: run build-dataset for it first")
+    if command == "evaluate-adapters" and training_step(profile, run).changes():
+        raise FileNotFoundError(f"{run} holds no adapters trained by these settings: run train-adapters first")
+
+
 def check_models(profile: Profile) -> None:
     """Raise FileNotFoundError for a model or a benchmark that only a late step would miss."""
     model_identity(profile.backbone, "backbone")

@@ -40,7 +40,7 @@ def prefect_server(folder: Path, meanwhile: Callable[[], object]) -> Iterator[st
     Call it from the main thread: the server ends with the thread that started it. Its database is
     `folder/prefect.db`: `prefect server start` shows its runs later, given that file's address,
     `sqlite+aiosqlite:///...`, as PREFECT_API_DATABASE_CONNECTION_URL. Raises
-    RuntimeError if it does not answer within a minute.
+    RuntimeError if it does not answer within three minutes.
     """
     import prefect
     from prefect.events.worker import EventsWorker
@@ -93,7 +93,7 @@ def prefect_server(folder: Path, meanwhile: Callable[[], object]) -> Iterator[st
             server.wait()
 
 
-def _wait_until_healthy(address: str, server: subprocess.Popen[bytes], log: Path, seconds: float = 60) -> None:
+def _wait_until_healthy(address: str, server: subprocess.Popen[bytes], log: Path, seconds: float = 180) -> None:
     import httpx
 
     deadline = time.monotonic() + seconds

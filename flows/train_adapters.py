@@ -13,7 +13,7 @@ from prefect.states import Completed, State
 
 from flows.artifacts import Progress, table_artifact
 from flows.lock import locked
-from flows.plans import training_step
+from flows.plans import check_inputs, training_step
 from flows.profiles import Profile, load_profile, record_configuration
 from shards.triplets import triplet_paths
 
@@ -33,6 +33,7 @@ def train_adapters(
     """
     chosen, folder = load_profile(profile, settings or {}), Path(run)
     with locked(folder):
+        check_inputs("train-adapters", chosen, folder)
         record_configuration(folder, chosen)
         train(chosen, folder)
     return str(folder / "training" / "adapters")
@@ -46,8 +47,6 @@ def train(profile: Profile, run: Path) -> State[Any] | None:
     if not reasons:
         log.info("training: up to date")
         return Completed(name="Cached", message="trained already, by the same recipe")
-    if step.missing:
-        raise FileNotFoundError(f"{run}: {step.missing[0]} is not finished; run build-dataset first")
     import torch
 
     from dreamcache import load_backbone
