@@ -130,20 +130,29 @@ def load_backbone(
 
     folder = _local_folder(str(location))
     # Without its configuration transformers would build a text encoder of its own choice.
-    for name in (*(f"{part}/config.json" for part in WEIGHTED_PARTS), "scheduler/scheduler_config.json", "tokenizer"):
-        if not (folder / name).exists():
-            raise ValueError(f"{location} is no complete Stable Diffusion in diffusers' layout: {name} is missing")
+    names = (*(f"{part}/config.json" for part in WEIGHTED_PARTS), "scheduler/scheduler_config.json", "tokenizer")
+    parts: dict[str, Any] = {}
     try:
-        unet = UNet2DConditionModel.from_pretrained(folder, subfolder="unet", torch_dtype=dtype)
-        vae = AutoencoderKL.from_pretrained(folder, subfolder="vae", torch_dtype=dtype)
-        text_encoder: Any = CLIPTextModel.from_pretrained(folder, subfolder="text_encoder", dtype=dtype)
+        for name in names:
+            if not (folder / name).exists():
+                raise ValueError(f"{name} is missing")
+        for part, load, argument in (
+            ("unet", UNet2DConditionModel.from_pretrained, "torch_dtype"),
+            ("vae", AutoencoderKL.from_pretrained, "torch_dtype"),
+            ("text_encoder", CLIPTextModel.from_pretrained, "dtype"),
+        ):
+            module, info = load(folder, subfolder=part, output_loading_info=True, **{argument: dtype})
+            # Left alone, weights that the file lacks would be random ones.
+            if info["missing_keys"]:
+                raise ValueError(f"{part} lacks the weights {', '.join(sorted(info['missing_keys'])[:3])}")
+            parts[part] = module.to(device)
         tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer")
         # Only the noise schedule matters here; the DDPM class reads every Stable Diffusion's.
         scheduler = DDPMScheduler.from_pretrained(folder, subfolder="scheduler")
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ValueError(f"{location} is no complete Stable Diffusion in diffusers' layout: {reason}") from error
-    vae, text_encoder, unet = vae.to(device), text_encoder.to(device), unet.to(device)
+    vae, text_encoder, unet = parts["vae"], parts["text_encoder"], parts["unet"]
     return Backbone(vae, text_encoder, tokenizer, unet, scheduler, folder, str(location))
 
 

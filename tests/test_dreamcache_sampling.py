@@ -5,6 +5,7 @@ import pytest
 import torch
 from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, LCMScheduler, StableDiffusionPipeline
 from PIL import Image, ImageDraw
+from safetensors.torch import load_file, save_file
 from test_dreamcache_adapters import moved_adapters
 from tiny_diffusion import save_tiny_stable_diffusion
 
@@ -175,6 +176,18 @@ def test_an_incomplete_or_torn_folder_is_named(folder, tmp_path, part):
     else:
         shutil.move(broken / part, tmp_path / "away")
     with pytest.raises(ValueError, match="is no complete Stable Diffusion"):
+        load_backbone(broken)
+
+
+@pytest.mark.parametrize("part", ["unet", "text_encoder"])
+def test_weights_that_lack_a_tensor_are_refused(folder, tmp_path, part):
+    broken = tmp_path / "broken"
+    shutil.copytree(folder, broken)
+    (file,) = (broken / part).glob("*.safetensors")
+    tensors = load_file(file)
+    del tensors[sorted(tensors)[0]]
+    save_file(tensors, file, metadata={"format": "pt"})
+    with pytest.raises(ValueError, match=f"{part} lacks the weights"):
         load_backbone(broken)
 
 
