@@ -21,7 +21,7 @@ from datagen.identity import model_identity
 from datagen.images import IMAGES_VERSION, ImagesConfig
 from datagen.masks import MASKS_VERSION, MasksConfig
 from datagen.taxonomy import Taxonomy, load_taxonomy
-from shards.markers import Marker, read_marker
+from shards.markers import MARKER_SUFFIX, Marker, marker_path, read_marker
 from shards.stage import ShardPlan, StageSpec, plan_shard
 from shards.triplets import TRIPLETS_VERSION
 
@@ -58,11 +58,11 @@ class PlannedShard:
     """A shard of a stage and whether it is up to date.
 
     "remake": the reasons say what changed. "follows": an input is about to be made; if it comes out as it was, this
-    shard stays.
+    shard stays. "surplus": the dataset was larger once.
     """
 
     plan: ShardPlan
-    fate: Literal["done", "remake", "follows"]
+    fate: Literal["done", "remake", "follows", "surplus"]
     reasons: tuple[str, ...]
 
 
@@ -176,11 +176,24 @@ class Dataset:
         With a target, those of the first block that has any: how many more it takes is not known before.
         """
         if self.config.target_triplets is None:
-            return [shard for shard in self.planned(range(self.config.shards or 0)) if shard.fate != "done"]
+            size = self.config.shards or 0
+            return [shard for shard in self.planned(range(size)) if shard.fate != "done"] + self.surplus(size)
         for block in self.blocks():
             if found := [shard for shard in self.planned(block) if shard.fate != "done"]:
                 return found
-        return []
+        return self.surplus(block.stop)
+
+    def surplus(self, size: int) -> list[PlannedShard]:
+        """Finished triplet shards beyond the dataset's size: readers would take them for a part of it."""
+        folder = self.path("triplets", 0).parent
+        found = sorted(int(path.name[:5]) for path in folder.glob(f"[0-9][0-9][0-9][0-9][0-9]{MARKER_SUFFIX}"))
+        plans = [self.plan("triplets", index) for index in found if index >= size]
+        return [PlannedShard(plan, "surplus", ("the dataset is smaller now",)) for plan in plans]
+
+    def leave_out_surplus(self, size: int) -> None:
+        """Unmark the triplet shards beyond the dataset's size; growing again makes them from what lies there."""
+        for shard in self.surplus(size):
+            marker_path(shard.plan.path).unlink()
 
     def markers(self, stage: str, indices: Sequence[int]) -> list[Marker]:
         """The markers of a stage's finished shards."""
@@ -202,6 +215,9 @@ class Dataset:
         raise ValueError(f"{self.run / stage}: no record was left ({causes}); see the .rejects.jsonl files there")
 
 
+FATES = {"remake": "to make", "follows": "may follow", "surplus": "to leave out"}
+
+
 def explained(shards: Sequence[PlannedShard]) -> list[str]:
     """What would be made and why, for people: one line a stage and cause, however many shards share it."""
     groups: dict[tuple[str, str, str], list[int]] = {}
@@ -215,5 +231,5 @@ def explained(shards: Sequence[PlannedShard]) -> list[str]:
     for (stage, fate, cause), indices in groups.items():
         count = f"{len(indices)} shard{'s' if len(indices) > 1 else ''}"
         span = f"{indices[0]:05d}" if len(indices) == 1 else f"{indices[0]:05d} to {indices[-1]:05d}"
-        lines.append(f"{stage}: {count} ({span}) {'may follow' if fate == 'follows' else 'to make'}: {cause}")
+        lines.append(f"{stage}: {count} ({span}) {FATES[fate]}: {cause}")
     return lines

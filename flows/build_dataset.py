@@ -58,6 +58,7 @@ def build(config: DatasetConfig, run: Path) -> list[Path]:
             dataset.check_survivors(stage, indices)
         block.release()
         built += indices
+    dataset.leave_out_surplus(len(built))
     accounts_artifact("dataset-accounts", {stage: dataset.markers(stage, built) for stage in STAGES})
     paths = [dataset.path("triplets", index) for index in built]
     _show_triplets(paths)

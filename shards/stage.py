@@ -205,9 +205,14 @@ class ShardWriter:
 
     def discard(self) -> None:
         """Remove what was not committed; harmless after `commit`."""
+        # What is still buffered goes to files about to be removed; that a full disk refuses it is no second error.
+        with contextlib.suppress(OSError):
+            if self._tar is not None:
+                self._tar.close()
         for file in (self._data, self._rejects):
-            file.close()
             file.path.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                file.close()
 
 
 def plan_shard(

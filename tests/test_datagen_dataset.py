@@ -17,7 +17,7 @@ from datagen.dataset import STAGES, Dataset, DatasetConfig, explained
 from shards import files
 from shards.files import read_json_lines
 from shards.markers import rejects_path
-from shards.triplets import read_triplets
+from shards.triplets import read_triplets, triplet_paths
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -33,6 +33,7 @@ def build(config: DatasetConfig, run: Path) -> list[str]:
                 if block.make(stage, index, lambda done, total: None) is not None:
                     made.append(f"{stage}/{index:05d}")
             dataset.check_survivors(stage, indices)
+    dataset.leave_out_surplus(indices.stop)
     return made
 
 
@@ -138,6 +139,16 @@ def test_growing_keeps_what_is_there(config: DatasetConfig, undisturbed: Path, t
     assert len(made) == len(STAGES)
     assert [name.split("/")[1] for name in build(config, tmp_path)] == ["00001"] * len(STAGES)
     assert contents(tmp_path) == contents(undisturbed)
+
+
+def test_shrinking_leaves_shards_out_and_growing_takes_them_back(config: DatasetConfig, run: Path) -> None:
+    smaller = changed(config, "", shards=1)
+    assert explained(Dataset(smaller, run).remaining()) == [
+        "triplets: 1 shard (00001) to leave out: the dataset is smaller now"
+    ]
+    assert build(smaller, run) == [] and Dataset(smaller, run).remaining() == []
+    assert [path.name for path in triplet_paths(run)] == ["00000.tar"]
+    assert build(config, run) == ["triplets/00001"] and len(triplet_paths(run)) == 2
 
 
 def test_a_target_is_reached_block_by_block(config: DatasetConfig, run: Path) -> None:

@@ -1,7 +1,10 @@
 """The stage mechanism: markers, reasons, accounts, and its promises under kill -9, damage and races."""
 
+import errno
 import json
 import os
+import resource
+import signal
 import subprocess
 import sys
 import textwrap
@@ -235,6 +238,28 @@ def test_processes_racing_for_a_marker_do_no_harm(tmp_path: Path) -> None:
     plan = plan_shard(tmp_path, upper_spec(), 0, [WORDS.path(tmp_path, 0)])
     assert plan.state() == "done"
     assert not list(tmp_path.rglob(f"*{files.TEMPORARY}*"))
+
+
+def test_a_full_disk_loses_nothing(tmp_path: Path) -> None:
+    """A file system that takes no more bytes in the middle of a shard: one error, the old shard whole, no leftovers."""
+    write_words(tmp_path, ["abc" * 100_000, "def"])
+    old = upper_spec(suffix="old")
+    write_upper(tmp_path, old)
+    before = contents(tmp_path)
+    child = os.fork()
+    if not child:
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+        try:
+            write_upper(tmp_path)
+        except OSError as error:
+            os._exit(0 if error.errno == errno.EFBIG else 1)
+        finally:
+            os._exit(1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    assert contents(tmp_path) == before
+    assert plan_shard(tmp_path, old, 0, [WORDS.path(tmp_path, 0)]).state() == "done"
+    write_upper(tmp_path)
 
 
 def test_a_marker_is_created_once(tmp_path: Path) -> None:
