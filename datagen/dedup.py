@@ -54,6 +54,15 @@ def shingles(words: list[str]) -> set[str]:
     return {*words, *(f"{first} {second}" for first, second in zip(words, words[1:], strict=False))}
 
 
+@dataclass(frozen=True)
+class Prepared:
+    """A caption as the index compares it: normalized text, shingles, and the buckets of its MinHash bands."""
+
+    text: str
+    shingles: set[str]
+    buckets: list[int]
+
+
 class CaptionIndex:
     """All captions kept so far: finds what a new one repeats, and counts classes and places."""
 
@@ -64,40 +73,47 @@ class CaptionIndex:
         self.places: Counter[tuple[str, str]] = Counter()
         self._kept: list[tuple[str, str]] = []
         self._exact: dict[str, int] = {}
-        self._buckets: dict[tuple[int, tuple[int, ...]], list[int]] = {}
+        # Nearly all buckets hold one caption: a list for each would be most of the index's memory.
+        self._first: dict[int, int] = {}
+        self._others: dict[int, list[int]] = {}
 
-    def match(self, caption: str) -> Match | None:
+    def prepare(self, caption: str) -> Prepared:
+        """What `match` and `add` need of a caption, made once for both."""
+        from rensa import RMinHash
+
+        words, rows = normalized_words(caption), self.config.rows
+        own = shingles(words)
+        sketch = RMinHash(num_perm=self.config.bands * rows, seed=1)
+        sketch.update(sorted(own))
+        digest = sketch.digest()
+        # A hash that two bands share by chance adds a candidate, which the exact comparison then turns down.
+        buckets = [hash((band, *digest[band * rows : (band + 1) * rows])) for band in range(self.config.bands)]
+        return Prepared(" ".join(words), own, buckets)
+
+    def match(self, caption: Prepared) -> Match | None:
         """The most similar kept caption at or above the threshold; the earliest of equals."""
-        words = normalized_words(caption)
-        if (exact := self._exact.get(" ".join(words))) is not None:
+        if (exact := self._exact.get(caption.text)) is not None:
             return Match(*self._kept[exact], similarity=1.0)
-        own, best = shingles(words), None
-        candidates = {number for bucket in self._bands(own) for number in self._buckets.get(bucket, ())}
+        candidates = {self._first[bucket] for bucket in caption.buckets if bucket in self._first}
+        candidates.update(*(self._others[bucket] for bucket in caption.buckets if bucket in self._others))
+        best = None
         for number in sorted(candidates):
             other = shingles(normalized_words(self._kept[number][1]))
-            similarity = len(own & other) / len(own | other)
+            similarity = len(caption.shingles & other) / len(caption.shingles | other)
             if similarity >= self.config.near_duplicate and (best is None or similarity > best.similarity):
                 best = Match(*self._kept[number], similarity=similarity)
         return best
 
-    def add(self, record: Mapping[str, Any]) -> None:
+    def add(self, record: Mapping[str, Any], caption: Prepared) -> None:
         """Keep a caption record."""
-        words, number = normalized_words(record["caption"]), len(self._kept)
+        number = len(self._kept)
         self._kept.append((record["key"], record["caption"]))
-        self._exact.setdefault(" ".join(words), number)
-        for bucket in self._bands(shingles(words)):
-            self._buckets.setdefault(bucket, []).append(number)
+        self._exact.setdefault(caption.text, number)
+        for bucket in caption.buckets:
+            if self._first.setdefault(bucket, number) != number:
+                self._others.setdefault(bucket, []).append(number)
         self.classes[record["class"]] += 1
         self.places[record["class"], record["place"] or ""] += 1
-
-    def _bands(self, own: set[str]) -> Iterable[tuple[int, tuple[int, ...]]]:
-        from rensa import RMinHash
-
-        config = self.config
-        sketch = RMinHash(num_perm=config.bands * config.rows, seed=1)
-        sketch.update(sorted(own))
-        digest = sketch.digest()
-        return [(band, tuple(digest[band * config.rows : (band + 1) * config.rows])) for band in range(config.bands)]
 
 
 def run(plan: ShardPlan, config: DedupConfig, index: CaptionIndex, asked_for: int, earlier: Iterable[Path]) -> Marker:
@@ -108,15 +124,15 @@ def run(plan: ShardPlan, config: DedupConfig, index: CaptionIndex, asked_for: in
     """
     for path in list(earlier)[index.next_shard :]:
         for record in read_json_lines(path):
-            index.add(record)
+            index.add(record, index.prepare(record["caption"]))
         index.next_shard += 1
     assert index.next_shard == plan.index, "the index holds captions of later shards"
     class_limit = math.ceil(config.max_class_share * asked_for)
     place_limit = math.ceil(config.max_class_and_place_share * asked_for)
     with plan.writing() as out:
         for record in read_json_lines(plan.inputs[0]):
-            kind, place = record["class"], record["place"] or ""
-            if (match := index.match(record["caption"])) is not None:
+            kind, place, caption = record["class"], record["place"] or "", index.prepare(record["caption"])
+            if (match := index.match(caption)) is not None:
                 reason = "exact duplicate" if match.similarity == 1.0 else "near duplicate"
                 matched = {"key": match.key, "caption": match.caption, "similarity": round(match.similarity, 4)}
                 out.reject(record, reason, matched=matched)
@@ -125,7 +141,7 @@ def run(plan: ShardPlan, config: DedupConfig, index: CaptionIndex, asked_for: in
             elif index.places[kind, place] >= place_limit:
                 out.reject(record, "class and place cap", limit=place_limit)
             else:
-                index.add(record)
+                index.add(record, caption)
                 out.add(record)
     index.next_shard += 1
     assert out.marker is not None

@@ -107,11 +107,12 @@ def test_near_duplicates_agree_with_exact_jaccard() -> None:
     for number, text in enumerate(texts):
         own = shingles(normalized_words(text))
         exact = any(len(own & other) / len(own | other) >= FREE.near_duplicate for other in kept)
-        match = index.match(text)
+        caption = index.prepare(text)
+        match = index.match(caption)
         found += exact and match is not None
         missed += exact and match is None
         wrong += not exact and match is not None
         if match is None:
             kept.append(own)
-            index.add({"key": str(number), "caption": text, "class": "x", "place": "y"})
+            index.add({"key": str(number), "caption": text, "class": "x", "place": "y"}, caption)
     assert found > 100 and wrong == 0 and missed <= 0.02 * found
