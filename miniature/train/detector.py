@@ -51,6 +51,8 @@ def build(clip: CLIPModel) -> OwlViTForObjectDetection:
 def build_processor(clip_folder: Path) -> OwlViTProcessor:
     tokenizer = load_clip_tokenizer(clip_folder)
     tokenizer.model_max_length = QUERY_LENGTH
+    # A processor takes its defaults from what the tokenizer was saved with: CLIP's length would outgrow the positions.
+    tokenizer.init_kwargs["max_length"] = QUERY_LENGTH
     half = [0.5, 0.5, 0.5]
     image_processor = OwlViTImageProcessor(
         size={"height": SIZE, "width": SIZE}, crop_size={"height": SIZE, "width": SIZE}, image_mean=half, image_std=half
