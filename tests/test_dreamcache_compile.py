@@ -40,7 +40,7 @@ def test_compiled_unet_is_right_plain_conditioned_and_plain_again(in_place):
     else:
         compiled = torch.compile(unet, backend=counting_backend)
     arguments = inputs(4)
-    caches = [cache_of(eager, seed=seed) for seed in (1, 2, 3)]
+    caches = [cache_of(eager, seed=seed) for seed in (1, 2)]
     plain = compiled(*arguments).sample
     torch.testing.assert_close(plain, eager(*arguments).sample, rtol=1e-5, atol=1e-5)
     counts = []
@@ -52,4 +52,4 @@ def test_compiled_unet_is_right_plain_conditioned_and_plain_again(in_place):
         counts.append(len(graphs))
     assert torch.equal(compiled(*arguments).sample, plain)
     # Another cache, and the plain U-Net again, run what was compiled before.
-    assert counts[0] == counts[1] == counts[2] == len(graphs)
+    assert counts[0] == counts[1] == len(graphs)
