@@ -62,7 +62,7 @@ def _miniature() -> Profile:
     return Profile(
         name="miniature",
         dataset=DatasetConfig(
-            captions_per_shard=64,
+            captions_per_shard=48,
             shards=5,
             shards_per_block=5,
             captions=CaptionsConfig(model=str(checkpoints / "llama"), taxonomy=str(checkpoints / "taxonomy.json")),
@@ -76,18 +76,18 @@ def _miniature() -> Profile:
         backbone=str(checkpoints / "stable-diffusion"),
         # Adapters of 0.6M parameters on a small U-Net: larger steps than the paper's, and many fewer of them.
         training=TrainingConfig(
-            steps=240,
+            steps=200,
             batch_size=16,
             learning_rate=1e-3,
             warmup_steps=20,
             held_out=0.15,
-            validation_every=60,
-            validation_triplets=32,
+            validation_every=50,
+            validation_triplets=24,
             checkpoint_every=40,
         ),
         # The miniature's reference needs a larger scale than SD 1.5's.
         evaluation=EvaluationConfig(
-            images_per_prompt=1, prompts=2, sampling=SamplingConfig(steps=20, image_guidance_scale=3.0)
+            images_per_prompt=1, prompts=2, sampling=SamplingConfig(steps=15, image_guidance_scale=3.0)
         ),
         benchmark=DrawnBenchmark(subjects=32, images=4),
         dino=str(checkpoints / "dino"),
