@@ -151,6 +151,23 @@ def load_profile(name: str, settings: Mapping[str, Any] | None = None) -> Profil
         raise ValueError(str(error).replace("dataset.", "")) from None
 
 
+def changed_settings(profile: Profile) -> dict[str, Any]:
+    """The dotted settings in which a profile differs from the one that ships under its name."""
+    now, shipped = profile.model_dump(mode="json"), PROFILES[profile.name]().model_dump(mode="json")
+
+    def differences(new: dict[str, Any], old: dict[str, Any], prefix: str) -> dict[str, Any]:
+        found: dict[str, Any] = {}
+        for name, value in new.items():
+            before = old.get(name)
+            if isinstance(value, dict) and isinstance(before, dict):
+                found |= differences(value, before, f"{prefix}{name}.")
+            elif value != before:
+                found[f"{prefix}{name}".removeprefix("dataset.")] = value
+        return found
+
+    return differences(now, shipped, "")
+
+
 def record_configuration(run: Path, profile: Profile) -> None:
     """Keep the complete configuration of the latest start in the run folder, `config.json`."""
     content = json.dumps(profile.model_dump(mode="json"), indent=1).encode() + b"\n"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from flows.pictures import data_uri, with_mask
 from flows.plans import report_digest
-from flows.profiles import Profile
+from flows.profiles import Profile, changed_settings
 from flows.report_dataset import STAGES, reject_groups, run_markers, stage_rows
 from flows.report_training import gallery, scores, training
 from shards.markers import Marker
@@ -44,7 +45,7 @@ def write_report(profile: Profile, run: Path) -> Path:
         "gallery": gallery(profile, run),
         "scores": scored,
         "times": _times(run, markers),
-        "command": f"dreamcache run --profile {profile.name} --run {run}",
+        "command": _command(profile, run),
         "models": _models(markers, run),
         "configuration": json.dumps(profile.model_dump(mode="json"), indent=1),
     }
@@ -56,6 +57,13 @@ def write_report(profile: Profile, run: Path) -> Path:
     partial.write_text(environment.get_template("report.html").render(content), encoding="utf-8")
     partial.replace(path)
     return path
+
+
+def _command(profile: Profile, run: Path) -> str:
+    words = ["dreamcache", "run", "--profile", profile.name, "--run", str(run)]
+    for name, value in changed_settings(profile).items():
+        words += ["--set", f"{name}={value if isinstance(value, str) else json.dumps(value)}"]
+    return shlex.join(words)
 
 
 def _summary(profile: Profile) -> str:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from flows.profiles import load_profile, miniature_checkpoints
+from flows.profiles import changed_settings, load_profile, miniature_checkpoints
 from flows.settings import parse_settings
 
 
@@ -50,6 +50,14 @@ def test_values_are_json_where_they_parse_as_such() -> None:
     assert parse_settings(texts) == {"a.b": 5.0, "c": None, "d": "runs/x", "e": "5", "f": [1, 2], "g": "a=b"}
     with pytest.raises(ValueError, match="not of the form name=value"):
         parse_settings(["images.steps"])
+
+
+def test_changed_settings_make_the_profile_again() -> None:
+    settings = {"images.guidance_scale": 5.0, "evaluation.sampling.steps": 3, "benchmark": "a/folder", "shards": None}
+    settings["target_triplets"] = 9
+    profile = load_profile("miniature", settings)
+    assert changed_settings(profile) == settings
+    assert changed_settings(load_profile("miniature")) == {}
 
 
 def test_checkpoints_are_found_beside_the_miniature() -> None:
