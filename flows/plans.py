@@ -16,7 +16,7 @@ from dreamcache.dreambooth.evaluation import Evaluation
 from dreamcache.dreambooth.models import model_identity as embedder_identity
 from flows.profiles import DrawnBenchmark, Profile, miniature_checkpoints
 from flows.steps import Step
-from shards.markers import checked_marker
+from shards.markers import Marker, checked_marker, read_marker
 from shards.triplets import triplet_paths
 
 TRAINING_VERSION = 1
@@ -44,9 +44,19 @@ def training_step(profile: Profile, run: Path) -> Step:
         paths = triplet_paths(run)
     except FileNotFoundError:
         return Step("training", run / "training", recipe(TRAINING_VERSION, settings, models, {}), ("the dataset",))
-    inputs = {path.relative_to(run).as_posix(): checked_marker(path).shard.sha256 for path in paths}
+    markers = {path.relative_to(run).as_posix(): checked_marker(path) for path in paths}
+    if outdated := [name for name, marker in markers.items() if _is_outdated(marker, run)]:
+        missing = (f"the dataset ({outdated[0]} is older than what it was made from)",)
+        return Step("training", run / "training", recipe(TRAINING_VERSION, settings, models, {}), missing)
+    inputs = {name: marker.shard.sha256 for name, marker in markers.items()}
     made_from = recipe(TRAINING_VERSION, settings, models, inputs)
     return Step("training", run / "training", made_from, extendable=frozenset({"steps"}))
+
+
+def _is_outdated(marker: Marker, run: Path) -> bool:
+    """Whether a shard's inputs were made again since, by a build of the dataset that has not come to its end."""
+    inputs = ((read_marker(run / name), sha256) for name, sha256 in marker.recipe["inputs"].items())
+    return any(now is not None and now.shard.sha256 != sha256 for now, sha256 in inputs)
 
 
 def adapters_folder(run: Path) -> Path:
@@ -151,8 +161,8 @@ def pending(command: str, profile: Profile, run: Path) -> list[str]:
 
 def check_inputs(command: str, profile: Profile, run: Path) -> None:
     """Raise FileNotFoundError, naming the command to run first, where a command's input is not finished."""
-    if command == "train-adapters" and training_step(profile, run).missing:
-        raise FileNotFoundError(f"{run} holds no finished triplets: run build-dataset for it first")
+    if command == "train-adapters" and (missing := training_step(profile, run).missing):
+        raise FileNotFoundError(f"{run}: {missing[0]} is not finished: run build-dataset for it first")
     if command == "evaluate-adapters" and training_step(profile, run).changes():
         raise FileNotFoundError(f"{run} holds no adapters trained by these settings: run train-adapters first")
 

@@ -1,6 +1,7 @@
 """The command line on a whole run of very small models, in processes of its own as a user starts them."""
 
 import hashlib
+import json
 import os
 import re
 import shutil
@@ -168,3 +169,15 @@ def test_damage_is_named_and_mended_or_refused(finished_run: tuple[Path, str], t
     empty.write_bytes(b"")
     plan = dreamcache("build-dataset", run, "--dry-run")
     assert "captions: 1 shard (00000) to make: 00000.jsonl is torn or altered" in plan.stdout
+
+
+def test_training_refuses_triplets_older_than_their_gates(finished_run: tuple[Path, str], tmp_path: Path) -> None:
+    run = tmp_path / "rebuilding"
+    shutil.copytree(finished_run[0], run)
+    marker = run / "gates" / "00000.done.json"
+    content = json.loads(marker.read_text())
+    content["shard"]["sha256"] = "0" * 64  # as if gates had been made again, and the triplets not yet
+    marker.write_text(json.dumps(content))
+    refused = dreamcache("train-adapters", run)
+    assert refused.returncode == 1
+    assert "triplets/00000.tar is older than what it was made from" in refused.stderr
