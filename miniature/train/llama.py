@@ -14,7 +14,7 @@ from miniature.train.loop import fit
 from miniature.train.tokenizers import build_llama_tokenizer
 from miniature.train.workspace import Workspace
 
-STEPS = 2500
+STEPS = 1500
 BATCH = 64
 TOKENIZER_EXAMPLES = 6000
 
