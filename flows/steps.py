@@ -12,6 +12,7 @@ from typing import Any
 
 from shards.files import sha256_of, write_exclusively
 from shards.markers import FileState
+from shards.recipes import recipe_changes
 
 MARKER = "done.json"
 BEGUN = "begun.json"
@@ -92,33 +93,6 @@ class Step:
             states[path.relative_to(self.folder).as_posix()] = asdict(state)
         content = {"recipe": self.recipe, "outputs": states, "execution": dict(execution)}
         write_exclusively(self.folder / MARKER, _json(content))
-
-
-def recipe_changes(name: str, before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
-    """The fields in which two recipes differ, as lines `training.steps: 200 -> 400`."""
-    old, new = _flat(before), _flat(after)
-    lines = []
-    for field in sorted(old.keys() | new.keys()):
-        if old.get(field) != new.get(field):
-            label = field.removeprefix("settings.")
-            lines.append(f"{name}.{label}: {_short(field, old.get(field))} -> {_short(field, new.get(field))}")
-    return lines
-
-
-def _flat(recipe: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for name, value in recipe.items():
-        if isinstance(value, Mapping):
-            flat.update(_flat(value, f"{prefix}{name}."))
-        else:
-            flat[f"{prefix}{name}"] = value
-    return flat
-
-
-def _short(field: str, value: Any) -> str:
-    if value is None:
-        return "none"
-    return str(value)[:12] if field.startswith(("inputs.", "models.")) else json.dumps(value)
 
 
 def _json(content: Mapping[str, Any]) -> bytes:

@@ -17,6 +17,7 @@ from typing import Any, Literal
 from shards import files
 from shards.files import HashingFile, add_member, checked_key, json_line
 from shards.markers import FileState, Marker, marker_path, read_marker, rejects_path
+from shards.recipes import recipe_changes
 
 State = Literal["done", "missing", "stale"]
 
@@ -77,16 +78,7 @@ class ShardPlan:
     def _differences(self, marker: Marker) -> list[str]:
         lines = [f"{self.name}: input {name} is not finished" for name in self.unfinished]
         if marker.digest != self.digest:
-            before, after = _flat(marker.recipe), _flat(self.recipe)
-            for name in sorted(before.keys() | after.keys()):
-                if before.get(name) == after.get(name) or name.removeprefix("inputs.") in self.unfinished:
-                    continue
-                label, old, new = (
-                    f"{self.spec.name}.{name.removeprefix('settings.')}",
-                    before.get(name),
-                    after.get(name),
-                )
-                lines.append(f"{label}: {_short(name, old)} -> {_short(name, new)}")
+            lines += recipe_changes(self.spec.name, marker.recipe, self.recipe, self.unfinished)
         for file, expected in ((self.path, marker.shard), (rejects_path(self.path), marker.rejects)):
             if not expected.matches(file):
                 lines.append(f"{self.name}: {file.name} is {'torn or altered' if file.exists() else 'gone'}")
@@ -249,19 +241,3 @@ def plan_shard(
 
 def _file_state(path: Path, written: HashingFile) -> FileState:
     return FileState(written.size, written.sha256, path.stat().st_mtime_ns)
-
-
-def _flat(recipe: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for name, value in recipe.items():
-        if isinstance(value, Mapping):
-            flat.update(_flat(value, f"{prefix}{name}."))
-        else:
-            flat[f"{prefix}{name}"] = value
-    return flat
-
-
-def _short(name: str, value: Any) -> str:
-    if value is None:
-        return "none"
-    return str(value)[:12] if name.startswith(("inputs.", "models.")) else json.dumps(value)

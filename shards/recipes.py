@@ -1,0 +1,37 @@
+"""Recipes, the nested settings and checksums that a marker's digest is of, and what differs between two."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Mapping
+from typing import Any
+
+
+def recipe_changes(
+    name: str, before: Mapping[str, Any], after: Mapping[str, Any], unfinished: Collection[str] = ()
+) -> list[str]:
+    """The fields in which two recipes differ, as lines `training.steps: 200 -> 400`, unfinished inputs left out."""
+    old, new = _flat(before), _flat(after)
+    lines = []
+    for field in sorted(old.keys() | new.keys()):
+        if old.get(field) == new.get(field) or field.removeprefix("inputs.") in unfinished:
+            continue
+        label = field.removeprefix("settings.")
+        lines.append(f"{name}.{label}: {_short(field, old.get(field))} -> {_short(field, new.get(field))}")
+    return lines
+
+
+def _flat(recipe: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in recipe.items():
+        if isinstance(value, Mapping):
+            flat.update(_flat(value, f"{prefix}{name}."))
+        else:
+            flat[f"{prefix}{name}"] = value
+    return flat
+
+
+def _short(field: str, value: Any) -> str:
+    if value is None:
+        return "none"
+    return str(value)[:12] if field.startswith(("inputs.", "models.")) else json.dumps(value)
