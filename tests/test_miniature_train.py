@@ -15,6 +15,7 @@ from miniature.train.data import GROUP, VIEWS, Pool, pool_instance, render_pool
 from miniature.train.dino import contrastive_loss
 from miniature.train.examples import sample_phrase
 from miniature.train.loop import fit
+from miniature.train.optimizers import Muon, Optimizers, orthogonalized
 from miniature.train.tokenizers import build_clip_tokenizer, build_llama_tokenizer
 
 
@@ -28,7 +29,7 @@ def pool(tmp_path_factory: pytest.TempPathFactory) -> Pool:
 def train_line(folder: Path, steps: int, stop_at: int | None = None) -> list[torch.Tensor]:
     """A small regression by `fit`; with `stop_at`, the process is asked to stop in that step."""
     torch.manual_seed(0)
-    module = nn.Linear(4, 1)
+    module = nn.Sequential(nn.Linear(4, 20), nn.ReLU(), nn.Linear(20, 1))  # the first layer by Muon, the last by AdamW
 
     def loss_at(step: int, generator: torch.Generator) -> torch.Tensor:
         if step == stop_at:
@@ -63,6 +64,27 @@ def test_a_loss_that_is_not_finite_stops_with_its_step(tmp_path: Path) -> None:
             save=lambda _: None,
         )
     assert not list(tmp_path.iterdir())
+
+
+def test_muon_moves_all_directions_of_a_matrix_alike() -> None:
+    generator = torch.Generator().manual_seed(0)
+    for shape in ((2, 24, 64), (1, 64, 24)):
+        skewed = torch.randn(shape, generator=generator) * torch.logspace(0, -2, shape[-1])
+        found = torch.linalg.svdvals(orthogonalized(skewed))
+        assert found.min() > 0.4 and found.max() < 1.4
+    layer = nn.Conv2d(16, 32, 3, bias=False)
+    before = layer.weight.detach().clone()
+    layer.weight.grad = torch.randn(layer.weight.shape, generator=generator)
+    Muon([layer.weight], lr=0.1, weight_decay=0.0).step()
+    assert float((layer.weight - before).square().mean().sqrt()) == pytest.approx(0.1 * 0.2, rel=0.2)
+
+
+def test_muon_takes_the_inner_matrices_and_adamw_the_rest() -> None:
+    module = nn.Sequential(nn.Embedding(50, 16), nn.Linear(16, 32), nn.LayerNorm(32), nn.Linear(32, 3))
+    muon, adamw = Optimizers(module, 0.1, 0.0).both
+    taken = [[id(p) for group in one.param_groups for p in group["params"]] for one in (muon, adamw)]
+    assert taken[0] == [id(module[1].weight)]
+    assert sorted(taken[0] + taken[1]) == sorted(id(p) for p in module.parameters())
 
 
 def test_the_pool_shows_an_instance_and_its_palette_sharer_in_turn(pool: Pool) -> None:

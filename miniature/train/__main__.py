@@ -12,7 +12,7 @@ from miniature.train.taxonomy import write_taxonomy
 from miniature.train.workspace import CHECKPOINTS, Workspace
 
 ORDER = ("llama", "clip", "vae", "dino", "sam", "detector", "unet")  # detector and unet start from clip, unet from vae
-SCENES = 12_000
+SCENES = 24_000
 
 
 def main() -> None:

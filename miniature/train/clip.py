@@ -1,8 +1,9 @@
 """The miniature CLIP: a text and a vision tower that meet in one space.
 
 Few attributes make many captions of a batch true of many pictures, so the targets are the truth: each phrase is
-matched to every scene of the batch that it is true of. Shapes are harder to see than places; so the patches on an
-object, averaged, are matched to its noun too, which is also what the detector grows from.
+matched to every scene of the batch that it is true of. Shapes are harder to see than places; so each picture is
+matched to its noun and to its place alone too, and so is each patch on an object to the object's noun, which is also
+what the detector grows from.
 """
 
 import copy
@@ -13,17 +14,18 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPProcessor, CLIPTokenizer
+from transformers import BatchEncoding, CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPProcessor, CLIPTokenizer
 
 from miniature.grammar import vocabulary_text, with_article
+from miniature.places import PHRASES, PLACES
 from miniature.subjects import CLASSES
-from miniature.train.data import SIZE
-from miniature.train.examples import sample_phrase
+from miniature.train.data import SIZE, flip_some
+from miniature.train.examples import pick, sample_phrase
 from miniature.train.loop import fit
 from miniature.train.tokenizers import TEXT_LENGTH, build_clip_tokenizer
 from miniature.train.workspace import Workspace
 
-STEPS = 4000
+STEPS = 3000
 BATCH = 96
 PATCH = 16
 
@@ -75,12 +77,20 @@ def matching_loss(logits: Tensor, truth: Tensor) -> Tensor:
     return (F.cross_entropy(logits, to_scene) + F.cross_entropy(logits.T, to_phrase)) / 2
 
 
-def object_vectors(clip: CLIPModel, patches: Tensor, masks: Tensor) -> Tensor:
-    """The patches (B, GRID^2, D) averaged over the masks (B, 128, 128), projected to unit vectors (B, E)."""
-    weights = F.avg_pool2d(masks[:, None], PATCH).flatten(1)
-    weights = weights / weights.sum(1, keepdim=True).clamp(min=1e-6)
-    pooled = clip.vision_model.post_layernorm((weights[..., None] * patches).sum(1))
-    return F.normalize(clip.visual_projection(pooled), dim=-1)
+def similarities(left: Tensor, right: Tensor) -> Tensor:
+    """Cosines of (N, E) with (M, E) unit vectors, in float32: a temperature multiplies their rounding; (N, M)."""
+    with torch.autocast(left.device.type, enabled=False):
+        return left.float() @ right.float().T
+
+
+def object_patches(masks: Tensor) -> Tensor:
+    """Which patches an object covers by at least a third; masks (B, 128, 128) -> (B, GRID^2) bool."""
+    return F.avg_pool2d(masks[:, None], PATCH).flatten(1) >= 1 / 3
+
+
+def text_vectors(clip: CLIPModel, tokens: BatchEncoding) -> Tensor:
+    """Unit vectors of texts, (N, E)."""
+    return F.normalize(clip.get_text_features(**tokens).pooler_output, dim=-1)
 
 
 def train(workspace: Workspace) -> None:
@@ -91,29 +101,43 @@ def train(workspace: Workspace) -> None:
     mean = torch.tensor(processor.image_processor.image_mean)[:, None, None]
     deviation = torch.tensor(processor.image_processor.image_std)[:, None, None]
 
-    noun_tokens = tokenizer([with_article(name) for name in CLASSES], padding="max_length", return_tensors="pt")
-    noun_tokens = noun_tokens.to(workspace.device)
+    def tokens_of(texts: list[str]) -> BatchEncoding:
+        return tokenizer(texts, padding="max_length", truncation=True, return_tensors="pt").to(workspace.device)
+
+    noun_tokens = tokens_of([with_article(name) for name in CLASSES])
 
     def loss_at(step: int, generator: torch.Generator) -> Tensor:
         indices = workspace.pool.sample(BATCH, generator)
         scenes = [workspace.pool.scenes[index] for index in indices]
         rng = np.random.default_rng([2, step])
         texts, stated = zip(*(sample_phrase(scene, rng) for scene in scenes), strict=True)
-        tokens = tokenizer(list(texts), padding="max_length", truncation=True, return_tensors="pt")
-        images = workspace.pool.images(indices)
+        images, flipped = flip_some(workspace.pool.images(indices), generator)
         images = ((images + 1) / 2 - mean) / deviation
-        output = clip(
-            pixel_values=images.to(workspace.device),
-            input_ids=tokens["input_ids"].to(workspace.device),
-            attention_mask=tokens["attention_mask"].to(workspace.device),
-        )
+        output = clip(pixel_values=images.to(workspace.device), **tokens_of(list(texts)))
+        scale = clip.logit_scale.exp()
+
+        def naming(vectors: Tensor, texts: Tensor, wanted: list[int]) -> Tensor:
+            return F.cross_entropy(scale * similarities(vectors, texts), torch.tensor(wanted, device=workspace.device))
+
+        nouns = text_vectors(clip, noun_tokens)
+        places = text_vectors(clip, tokens_of([pick(rng, PHRASES[place]) for place in PLACES]))
+        classes = [CLASSES.index(scene["class"]) for scene in scenes]
+        seconds = [CLASSES.index(scene["second"]["class"]) if scene["second"] else 0 for scene in scenes]
+        patches = clip.vision_model.post_layernorm(output.vision_model_output.last_hidden_state[:, 1:])
         truth = truth_table(list(stated), scenes).to(workspace.device)
-        patches = output.vision_model_output.last_hidden_state[:, 1:]
-        nouns = clip.get_text_features(**noun_tokens).pooler_output
-        objects = object_vectors(clip, patches, workspace.pool.masks(indices).to(workspace.device))
-        logits = clip.logit_scale.exp() * objects @ F.normalize(nouns, dim=-1).T
-        wanted = torch.tensor([CLASSES.index(scene["class"]) for scene in scenes], device=workspace.device)
-        return matching_loss(output.logits_per_text, truth) + F.cross_entropy(logits, wanted)
+        loss = matching_loss(scale * similarities(output.text_embeds, output.image_embeds), truth)
+        loss = loss + naming(output.image_embeds, nouns, classes)
+        loss = loss + naming(output.image_embeds, places, [PLACES.index(scene["place"]) for scene in scenes])
+        image, patch, wanted = [], [], []
+        for name, objects in (("masks", classes), ("second_masks", seconds)):
+            masks = workspace.pool.masks(indices, name)
+            covered = object_patches(torch.where(flipped[:, None, None], masks.flip(-1), masks))
+            rows, columns = covered.nonzero(as_tuple=True)
+            image.append(rows)
+            patch.append(columns)
+            wanted += [objects[row] for row in rows.tolist()]
+        seen = clip.visual_projection(patches[torch.cat(image), torch.cat(patch)])
+        return loss + naming(F.normalize(seen, dim=-1), nouns, wanted)
 
     def save(average: nn.Module) -> None:
         finished = copy.deepcopy(average)
@@ -131,7 +155,7 @@ def train(workspace: Workspace) -> None:
         clip,
         loss_at,
         steps=workspace.steps or STEPS,
-        learning_rate=1e-3,
+        learning_rate=2e-3,
         weight_decay=0.05,
         state_folder=workspace.states,
         save=save,
