@@ -10,13 +10,14 @@ from torch import nn
 
 from miniature.grammar import taxonomy, vocabulary_text
 from miniature.subjects import CLASSES
-from miniature.train import clip, detector, sam, unet
+from miniature.train import clip, detector, dino, sam, unet
 from miniature.train.data import GROUP, VIEWS, Pool, pool_instance, render_pool
 from miniature.train.dino import contrastive_loss
 from miniature.train.examples import sample_phrase
 from miniature.train.loop import fit
 from miniature.train.optimizers import Muon, Optimizers, orthogonalized
 from miniature.train.tokenizers import build_clip_tokenizer, build_llama_tokenizer
+from miniature.train.workspace import Workspace
 
 
 @pytest.fixture(scope="module")
@@ -180,6 +181,17 @@ def test_flipped_queries_and_prompts_follow_the_picture(pool: Pool) -> None:
     _, masks, corners = sam.sample_prompts(pool, generator)
     for mask, (left, top, right, bottom) in zip(masks, corners.round().int().tolist(), strict=True):
         assert mask[top:bottom, left:right].sum() > 0.8 * mask.sum()
+
+
+def test_refining_begins_from_the_finished_checkpoint(pool: Pool, tmp_path: Path) -> None:
+    workspace = Workspace(pool, tmp_path / "states", tmp_path / "checkpoints", torch.device("cpu"), refine=True)
+    with pytest.raises(FileNotFoundError, match="train dino from nothing first"):
+        workspace.beginning("dino", dino.build())
+    finished = dino.build()
+    workspace.publish("dino", lambda folder: finished.half().save_pretrained(folder))
+    begun = workspace.beginning("dino", dino.build())
+    assert all(p.dtype == torch.float32 for p in begun.parameters())
+    assert all(torch.equal(a.float(), b) for a, b in zip(finished.parameters(), begun.parameters(), strict=True))
 
 
 def test_the_unet_has_the_block_layout_of_stable_diffusion_1_5() -> None:

@@ -19,6 +19,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m miniature.train", description=__doc__)
     parser.add_argument("name", choices=[*ORDER, "pool", "all"])
     parser.add_argument("--steps", type=int, help="train for this many steps instead of the recipe's own number")
+    parser.add_argument("--refine", action="store_true", help="begin from the finished checkpoint, not from nothing")
     parser.add_argument("--scenes", type=int, default=SCENES, help="drawn scenes in the pool (default: %(default)s)")
     parser.add_argument("--threads", type=int, help="CPU threads (default: all cores)")
     parser.add_argument("--work", type=Path, default=Path(".miniature"), help="pool and states (default: %(default)s)")
@@ -31,10 +32,11 @@ def main() -> None:
     write_taxonomy(arguments.checkpoints)
     workspace = Workspace(
         pool=Pool(pool_folder),
-        states=arguments.work / "states",
+        states=arguments.work / ("refined" if arguments.refine else "states"),
         checkpoints=arguments.checkpoints,
         device=torch.device("cuda" if torch.cuda.is_available() else "cpu"),
         steps=arguments.steps,
+        refine=arguments.refine,
     )
     names = {"all": ORDER, "pool": ()}.get(arguments.name, (arguments.name,))
     for name in names:

@@ -96,7 +96,7 @@ def text_vectors(clip: CLIPModel, tokens: BatchEncoding) -> Tensor:
 def train(workspace: Workspace) -> None:
     torch.manual_seed(0)
     tokenizer = build_clip_tokenizer(vocabulary_text())
-    clip = build(tokenizer).to(workspace.device)
+    clip = workspace.beginning("clip", build(tokenizer))
     processor = build_processor(tokenizer)
     mean = torch.tensor(processor.image_processor.image_mean)[:, None, None]
     deviation = torch.tensor(processor.image_processor.image_std)[:, None, None]

@@ -119,7 +119,8 @@ def detection_loss(logits: Tensor, predicted: Tensor, boxes: Tensor) -> Tensor:
 def train(workspace: Workspace) -> None:
     torch.manual_seed(0)
     clip_folder = workspace.checkpoints / "clip"
-    detector = build(CLIPModel.from_pretrained(clip_folder, dtype=torch.float32)).to(workspace.device)
+    grown = build(CLIPModel.from_pretrained(clip_folder, dtype=torch.float32))
+    detector = workspace.beginning("detector", grown)
     processor = build_processor(clip_folder)
 
     def loss_at(_step: int, generator: torch.Generator) -> Tensor:

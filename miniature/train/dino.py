@@ -61,7 +61,7 @@ def contrastive_loss(tokens: Tensor) -> Tensor:
 
 def train(workspace: Workspace) -> None:
     torch.manual_seed(0)
-    vit = build().to(workspace.device)
+    vit = workspace.beginning("dino", build())
 
     def loss_at(_step: int, generator: torch.Generator) -> Tensor:
         images = workspace.pool.images(sample_groups(workspace.pool, generator))
@@ -78,7 +78,7 @@ def train(workspace: Workspace) -> None:
         vit,
         loss_at,
         steps=workspace.steps or STEPS,
-        learning_rate=1e-3,
+        learning_rate=2e-3,
         weight_decay=0.05,
         state_folder=workspace.states,
         save=save,

@@ -47,7 +47,7 @@ def train(workspace: Workspace) -> None:
     torch.manual_seed(0)
     rng = np.random.default_rng(0)
     tokenizer = build_llama_tokenizer(["".join(sample_example(rng)) for _ in range(TOKENIZER_EXAMPLES)])
-    llama = build(tokenizer).to(workspace.device)
+    llama = workspace.beginning("llama", build(tokenizer))
 
     def loss_at(step: int, _generator: torch.Generator) -> Tensor:
         rng = np.random.default_rng([1, step])

@@ -104,7 +104,7 @@ def mask_losses(predicted: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
 
 def train(workspace: Workspace) -> None:
     torch.manual_seed(0)
-    sam = build().to(workspace.device)
+    sam = workspace.beginning("sam", build())
 
     def loss_at(_step: int, generator: torch.Generator) -> Tensor:
         images, masks, boxes = (tensor.to(workspace.device) for tensor in sample_prompts(workspace.pool, generator))
@@ -127,7 +127,7 @@ def train(workspace: Workspace) -> None:
         sam,
         loss_at,
         steps=workspace.steps or STEPS,
-        learning_rate=1e-3,
+        learning_rate=2e-3,
         state_folder=workspace.states,
         save=save,
     )

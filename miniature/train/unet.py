@@ -1,6 +1,7 @@
 """The miniature Stable Diffusion: SD 1.5's block layout on 16 x 16 latents, assembled with its VAE and text encoder."""
 
 import copy
+import hashlib
 from pathlib import Path
 
 import numpy as np
@@ -28,7 +29,7 @@ def build(latent_channels: int, text_width: int) -> UNet2DConditionModel:
         block_out_channels=(48, 80, 112, 112),
         layers_per_block=2,
         cross_attention_dim=text_width,
-        attention_head_dim=4,
+        attention_head_dim=(2, 4, 4, 4),  # numbers of heads, in spite of the name
         norm_num_groups=16,
     )
 
@@ -46,11 +47,13 @@ def build_scheduler() -> DDIMScheduler:
 
 @torch.no_grad()
 def encode_pool(workspace: Workspace, vae: AutoencoderKL) -> np.ndarray:
-    """Scaled latents of every scene and its mirror image, float16 (2, N, C, 16, 16), kept beside the pool."""
-    file = workspace.states / "latents.npy"
+    """Scaled latents of every scene and its mirror image, float16 (2, N, C, 16, 16), kept beside the states."""
+    weights = (workspace.checkpoints / "vae" / "diffusion_pytorch_model.safetensors").read_bytes()
+    file = workspace.states / f"latents-{hashlib.sha256(weights).hexdigest()[:12]}.npy"
     count = len(workspace.pool)
     if not file.exists():
         temporary = file.with_suffix(".tmp.npy")
+        workspace.states.mkdir(parents=True, exist_ok=True)
         shape = (2, count, vae.config.latent_channels, 16, 16)
         latents = np.lib.format.open_memmap(temporary, mode="w+", dtype=np.float16, shape=shape)
         for first in range(0, count, 64):
@@ -87,7 +90,9 @@ def train(workspace: Workspace) -> None:
     scheduler = build_scheduler()
     signal_to_noise = scheduler.alphas_cumprod / (1 - scheduler.alphas_cumprod)
     unet = build(vae.config.latent_channels, clip.config.text_config.hidden_size)
-    model = Denoiser(unet, text_encoder).to(workspace.device)
+    unet = workspace.beginning("stable-diffusion/unet", unet)
+    text_encoder = workspace.beginning("stable-diffusion/text_encoder", text_encoder)
+    model = Denoiser(unet, text_encoder)
 
     def loss_at(_step: int, generator: torch.Generator) -> Tensor:
         indices = workspace.pool.sample(BATCH, generator)
@@ -132,7 +137,7 @@ def train(workspace: Workspace) -> None:
         model,
         loss_at,
         steps=workspace.steps or STEPS,
-        learning_rate=1e-3,
+        learning_rate=2e-3,
         state_folder=workspace.states,
         save=save,
     )

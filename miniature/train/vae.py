@@ -36,7 +36,7 @@ def train(workspace: Workspace) -> None:
     vae = build()
     with torch.no_grad():
         vae.quant_conv.bias[vae.config.latent_channels :] = FIRST_LOG_VARIANCE
-    vae.to(workspace.device)
+    vae = workspace.beginning("vae", vae)
     steps = workspace.steps or STEPS
 
     def loss_at(step: int, generator: torch.Generator) -> Tensor:

@@ -5,11 +5,14 @@ import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import torch
+from torch import nn
 
 from miniature.train.data import Pool
 
+Model = TypeVar("Model", bound=nn.Module)
 CHECKPOINTS = Path(__file__).resolve().parents[1] / "checkpoints"
 
 
@@ -22,6 +25,20 @@ class Workspace:
     checkpoints: Path
     device: torch.device
     steps: int | None = None  # overrides a recipe's own number of steps
+    refine: bool = False  # begin from the finished checkpoint, not from nothing
+
+    def beginning(self, name: str, built: Model) -> Model:
+        """The model that a training begins from, in float32 on the device: `built`, or the checkpoint to refine.
+
+        Raises FileNotFoundError where there is no such checkpoint.
+        """
+        if self.refine:
+            folder = self.checkpoints / name
+            if not folder.is_dir():
+                raise FileNotFoundError(f"no checkpoint {folder} to refine: train {name} from nothing first")
+            finished = type(built).from_pretrained(folder).state_dict()  # type: ignore[attr-defined]
+            built.load_state_dict({tensor: finished[tensor] for tensor in built.state_dict()})
+        return built.float().to(self.device)
 
     def publish(self, name: str, write: Callable[[Path], None]) -> None:
         """Replaces checkpoint folder `name` by what `write` puts into a temporary folder."""
