@@ -140,13 +140,17 @@ def test_the_detector_grows_out_of_clip() -> None:
     torch.manual_seed(0)
     tokenizer = build_clip_tokenizer(vocabulary_text())
     towers = clip.build(tokenizer)
-    grown = detector.build(towers).owlvit
+    whole = detector.build(towers)
+    grown = whole.owlvit
     vision = "encoder.layers.2.mlp.fc1.weight"
     assert torch.equal(grown.vision_model.state_dict()[vision], towers.vision_model.state_dict()[vision])
     own = grown.text_model.embeddings.position_embedding.weight
     assert torch.equal(own, towers.text_model.embeddings.position_embedding.weight[: len(own)])
     assert torch.equal(grown.text_projection.weight, towers.text_projection.weight)
     assert torch.equal(grown.vision_model.pre_layernorm.weight, towers.vision_model.pre_layrnorm.weight)
+    tokens = tokenizer(["a dog", "a cat"], padding="max_length", max_length=16, return_tensors="pt")
+    begun = whole(pixel_values=torch.randn(1, 3, 128, 128), **tokens)
+    assert begun.logits.max() < 10 and begun.pred_boxes[..., 2:].mean() < 0.3  # few answers, boxes about as a patch
 
 
 def test_patches_in_the_middle_of_a_box_answer_for_it() -> None:

@@ -20,7 +20,7 @@ from miniature.train.loop import fit
 from miniature.train.tokenizers import load_clip_tokenizer
 from miniature.train.workspace import Workspace
 
-STEPS = 3000
+STEPS = 1800
 BATCH = 32
 QUERIES = 4  # nouns asked an image: the subject, the second object if any, and absent ones
 QUERY_LENGTH = 16
@@ -45,7 +45,24 @@ def build(clip: CLIPModel) -> OwlViTForObjectDetection:
         name = name.replace("pre_layrnorm", "pre_layernorm")
         if name in own:
             own[name].copy_(tensor[: len(own[name])] if tensor.dim() else tensor)
+    _begin_heads(detector, clip)
     return detector
+
+
+@torch.no_grad()
+def _begin_heads(detector: OwlViTForObjectDetection, clip: CLIPModel) -> None:
+    """Heads that begin with CLIP's projection, few answers and a box of a patch's size.
+
+    The library begins them with weights of unit deviation, from which nothing is learned.
+    """
+    box_head, class_head = detector.box_head, detector.class_head
+    for layer in (box_head.dense0, box_head.dense1):
+        nn.init.xavier_uniform_(layer.weight)
+    nn.init.normal_(box_head.dense2.weight, std=0.02)
+    class_head.dense0.weight.copy_(clip.visual_projection.weight)
+    for layer, bias in ((class_head.logit_scale, 10.0), (class_head.logit_shift, -0.4)):
+        nn.init.normal_(layer.weight, std=0.02)
+        nn.init.constant_(layer.bias, bias)
 
 
 def build_processor(clip_folder: Path) -> OwlViTProcessor:
@@ -150,7 +167,7 @@ def train(workspace: Workspace) -> None:
         detector,
         loss_at,
         steps=workspace.steps or STEPS,
-        learning_rate=5e-4,
+        learning_rate=2e-3,
         state_folder=workspace.states,
         save=save,
     )

@@ -12,13 +12,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import ViTConfig, ViTModel
 
+from dreamcache.dreambooth.embedders import IMAGENET_MEAN, IMAGENET_STD
 from miniature.subjects import CLASSES
-from miniature.train.data import GROUP, VIEWS, Pool, flip_some
+from miniature.train.data import GROUP, SIZE, VIEWS, Pool, flip_some
 from miniature.train.loop import fit
 from miniature.train.workspace import Workspace
 
 STEPS = 3000
 GROUPS = 24  # a batch: GROUPS groups x 2 instances x 2 views
+CLASSES_A_BATCH = 2  # few, so that most of a batch has to be told apart by more than its class
 TEMPERATURE = 0.07
 
 
@@ -37,17 +39,29 @@ def build() -> ViTModel:
 
 
 def sample_groups(pool: Pool, generator: torch.Generator) -> list[int]:
-    """Scenes of GROUPS groups from three classes: two views of both instances of each group."""
+    """Scenes of GROUPS groups from few classes: two views of both instances of each group."""
     groups = len(pool) // GROUP
     indices = []
-    for class_index in torch.randperm(len(CLASSES), generator=generator)[:3].tolist():
+    for class_index in torch.randperm(len(CLASSES), generator=generator)[:CLASSES_A_BATCH].tolist():
         of_class = torch.randperm((groups - class_index - 1) // len(CLASSES) + 1, generator=generator)
-        for place in of_class[: GROUPS // 3].tolist():
+        for place in of_class[: GROUPS // CLASSES_A_BATCH].tolist():
             group = place * len(CLASSES) + class_index
             for member in range(2):
                 views = torch.randperm(VIEWS, generator=generator)[:2].tolist()
                 indices += [group * GROUP + member * VIEWS + view for view in views]
     return indices
+
+
+def as_embedded(images: Tensor, generator: torch.Generator) -> Tensor:
+    """Images (B, 3, 128, 128) in [-1, 1] as the benchmark's embedder reads them: enlarged, cropped, normalized.
+
+    The embedder crops the centre; a crop at random is one more view.
+    """
+    mean, deviation = (torch.tensor(values)[:, None, None] for values in (IMAGENET_MEAN, IMAGENET_STD))
+    enlarged = round(SIZE * 256 / 224)
+    left, top = torch.randint(enlarged - SIZE + 1, (2,), generator=generator).tolist()
+    images = F.interpolate(images, (enlarged, enlarged), mode="bicubic", antialias=True)
+    return ((images[..., top : top + SIZE, left : left + SIZE] + 1) / 2 - mean) / deviation
 
 
 def contrastive_loss(tokens: Tensor) -> Tensor:
@@ -65,7 +79,7 @@ def train(workspace: Workspace) -> None:
 
     def loss_at(_step: int, generator: torch.Generator) -> Tensor:
         images = workspace.pool.images(sample_groups(workspace.pool, generator))
-        images = flip_some(images, generator)[0].to(workspace.device)
+        images = as_embedded(flip_some(images, generator)[0], generator).to(workspace.device)
         return contrastive_loss(vit(images).last_hidden_state[:, 0])
 
     def save(average: nn.Module) -> None:

@@ -11,11 +11,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import CLIPModel, CLIPTextModel
 
-from miniature.train.loop import fit
+from miniature.train.loop import fast_arithmetic, fit
 from miniature.train.tokenizers import load_clip_tokenizer
+from miniature.train.vae import FOLDER as VAE
 from miniature.train.workspace import Workspace
 
-STEPS = 8000
+STEPS = 4500
 BATCH = 32
 CAPTION_DROPOUT = 0.1
 SNR_CAP = 5.0  # min-SNR weighting: nearly clean timesteps do not drown the others
@@ -48,7 +49,7 @@ def build_scheduler() -> DDIMScheduler:
 @torch.no_grad()
 def encode_pool(workspace: Workspace, vae: AutoencoderKL) -> np.ndarray:
     """Scaled latents of every scene and its mirror image, float16 (2, N, C, 16, 16), kept beside the states."""
-    weights = (workspace.checkpoints / "vae" / "diffusion_pytorch_model.safetensors").read_bytes()
+    weights = (workspace.checkpoints / VAE / "diffusion_pytorch_model.safetensors").read_bytes()
     file = workspace.states / f"latents-{hashlib.sha256(weights).hexdigest()[:12]}.npy"
     count = len(workspace.pool)
     if not file.exists():
@@ -60,8 +61,9 @@ def encode_pool(workspace: Workspace, vae: AutoencoderKL) -> np.ndarray:
             indices = list(range(first, min(first + 64, count)))
             images = workspace.pool.images(indices).to(workspace.device)
             for mirrored in range(2):
-                encoded = vae.encode(images.flip(-1) if mirrored else images).latent_dist.mean
-                latents[mirrored, indices] = (encoded * vae.config.scaling_factor).cpu().numpy()
+                with fast_arithmetic(workspace.device):
+                    encoded = vae.encode(images.flip(-1) if mirrored else images).latent_dist.mean
+                latents[mirrored, indices] = (encoded.float() * vae.config.scaling_factor).cpu().numpy()
             if first % 3200 == 0:
                 print(f"unet: {first}/{count} scenes encoded", flush=True)
         latents.flush()
@@ -84,7 +86,7 @@ def train(workspace: Workspace) -> None:
     clip = CLIPModel.from_pretrained(clip_folder, dtype=torch.float32)
     text_encoder = CLIPTextModel(clip.config.text_config)
     text_encoder.load_state_dict(clip.text_model.state_dict())
-    vae = AutoencoderKL.from_pretrained(workspace.checkpoints / "vae", torch_dtype=torch.float32).to(workspace.device)
+    vae = AutoencoderKL.from_pretrained(workspace.checkpoints / VAE, torch_dtype=torch.float32).to(workspace.device)
     vae.requires_grad_(False)
     latents = encode_pool(workspace, vae)
     scheduler = build_scheduler()

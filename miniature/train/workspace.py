@@ -43,10 +43,12 @@ class Workspace:
     def publish(self, name: str, write: Callable[[Path], None]) -> None:
         """Replaces checkpoint folder `name` by what `write` puts into a temporary folder."""
         final = self.checkpoints / name
-        temporary = final.with_name(f".{name}.tmp")
+        temporary, before = (final.with_name(f".{final.name}.{state}") for state in ("new", "old"))
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
         write(temporary)
-        shutil.rmtree(final, ignore_errors=True)
+        if final.exists():
+            os.replace(final, before)
         os.replace(temporary, final)
+        shutil.rmtree(before, ignore_errors=True)
         print(f"{name}: written to {final}", flush=True)
