@@ -80,14 +80,11 @@ class AdapterSet(nn.Module):
 
     @classmethod
     def from_pretrained(cls, folder: str | Path, backbone: "Backbone | None" = None) -> "AdapterSet":
-        """Adapters from a folder that `save_pretrained` wrote, on the backbone's device if one is given.
+        """Adapters that `save_pretrained` wrote, local or on the Hub, on the backbone's device if one is given.
 
         FileNotFoundError without such a folder; ValueError for files that are damaged or for another backbone.
         """
-        folder = Path(folder)
-        for name in ("config.json", "adapters.safetensors"):
-            if not (folder / name).is_file():
-                raise FileNotFoundError(f"no adapters in {folder}: {name} is missing")
+        folder = adapters_folder(folder)
         try:
             config = json.loads((folder / "config.json").read_text())
             shapes = {layer: LayerShape(**shape) for layer, shape in config["layers"].items()}
@@ -158,6 +155,19 @@ class AdapterSet(nn.Module):
                 f"these adapters belong to the backbone {self.backbone_identity[:12]}, but {backbone.location} is "
                 f"{backbone.identity[:12]}: load the backbone that they were trained on"
             )
+
+
+def adapters_folder(location: str | Path) -> Path:
+    """The local folder of adapters, given that or their name on the Hub; FileNotFoundError if there are none."""
+    from dreamcache.backbone import hub_folder, is_hub_name
+
+    folder = Path(location)
+    if not folder.exists() and is_hub_name(str(location)):
+        folder = hub_folder(str(location), ("*.json", "adapters.safetensors"))
+    for name in ("config.json", "adapters.safetensors"):
+        if not (folder / name).is_file():
+            raise FileNotFoundError(f"no adapters in {location}: {name} is missing")
+    return folder
 
 
 def cached_layer(config: AdapterConfig, layer: str) -> str:

@@ -50,7 +50,8 @@ def trainable_parameters(unet: Any, layers: Sequence[str] = DEFAULT_PARTS, **abl
 
     The equations have no `to_out`, no biases and no norm on the query. `layers` and `ablation` are `for_unet`'s.
     """
-    adapters = AdapterSet.for_unet(unet, layers, **ablation)
+    with torch.device("meta"):
+        adapters = AdapterSet.for_unet(unet, layers, **ablation)
     counts = [
         (parameter.numel(), parameter.ndim == 2 and not name.startswith("to_out"))
         for layer in adapters.layers
@@ -60,7 +61,7 @@ def trainable_parameters(unet: Any, layers: Sequence[str] = DEFAULT_PARTS, **abl
 
 
 def text_keys_and_values(unet: Any) -> int:
-    """Parameters of keys and values as wide as the text at every text attention: IP-Adapter's, per se."""
+    """Parameters of keys and values as wide as the text at every text attention, as IP-Adapter has them."""
     attentions = [module.transformer_blocks[0].attn2 for module in spatial_transformers(unet).values()]
     return sum(attention.to_k.weight.numel() + attention.to_v.weight.numel() for attention in attentions)
 
@@ -86,7 +87,7 @@ def main(arguments: list[str]) -> int:
             print(f"  {label:24} {trained:>12,} {in_equations:>12,} {figure:>6}")
     print("The paper mixes the two ways of counting: its 42 MB in fp16 (Table 3) are the equations' 20,992,000.")
     print(
-        "Its textual sum is counted as IP-Adapter's keys and values, from the text's width at every text attention: "
+        "Its textual sum looks like IP-Adapter's own keys and values, from the text's width at every text attention: "
         f"{text_keys_and_values(unet):,} on this U-Net."
     )
     return 0
