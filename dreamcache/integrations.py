@@ -172,7 +172,7 @@ class DecoupledBlocks(SpatialSum):
                 zero.zero_()
 
     def prepared(self, own: nn.Module, context: Tensor) -> dict[str, Tensor]:
-        weights = {}
+        weights: dict[str, Tensor] = {}
         for name, module in (("norm_ff", self.norm_ff), ("ff_in", self.ff_in), ("ff_out", self.ff_out)):
             weights |= {name: module.weight.to(context), f"{name}_bias": module.bias.to(context)}
         return super().prepared(own, context) | weights

@@ -1,4 +1,4 @@
-"""A pipeline for those who know diffusers: from_pretrained, a call that returns images, save_pretrained, push_to_hub."""
+"""A pipeline for those who know diffusers: from_pretrained, a call that gives images, save_pretrained, push_to_hub."""
 
 import json
 import tempfile

@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from diffusers import UNet2DConditionModel
-from test_dreamcache_adapters import inputs, predict
+from test_dreamcache_adapters import inputs, moved_adapters, predict
 from tiny_diffusion import tiny_unet
 
 from dreamcache.adapters import AdapterSet
@@ -28,14 +28,6 @@ def cache(unet) -> FeatureCache:
     return FeatureCache(collect_features(unet, sample, torch.tensor([1]), text, LAYERS))
 
 
-def moved(adapters: AdapterSet) -> AdapterSet:
-    generator = torch.Generator().manual_seed(5)
-    with torch.no_grad():
-        for parameter in adapters.parameters():
-            parameter += 0.1 * torch.randn(parameter.shape, generator=generator)
-    return adapters
-
-
 @pytest.mark.parametrize("name", list(INTEGRATIONS))
 def test_fresh_ones_change_nothing_yet_all_tensors_learn(unet, cache, name):
     adapters, arguments = AdapterSet.for_unet(unet, LAYERS, integration=name), inputs(2)
@@ -55,7 +47,7 @@ def test_fresh_ones_change_nothing_yet_all_tensors_learn(unet, cache, name):
 
 @pytest.mark.parametrize("name", list(INTEGRATIONS))
 def test_strength_saving_and_restoring(unet, cache, name, tmp_path):
-    adapters, arguments = moved(AdapterSet.for_unet(unet, LAYERS, integration=name)), inputs(2)
+    adapters, arguments = moved_adapters(unet, LAYERS, integration=name), inputs(2)
     plain, modules = predict(unet, *arguments), [module for _, module in unet.named_modules()]
     adapters.save_pretrained(tmp_path)
     loaded = AdapterSet.from_pretrained(tmp_path)
@@ -89,7 +81,7 @@ def reference_attention(adapter, query, context, to_q, norm=None):
 def test_a_block_computes_its_formula(unet, cache, name):
     """One transformer block under conditioning against the formula, from the block's own frozen modules."""
     layer = LAYERS[1]
-    adapters = moved(AdapterSet.for_unet(unet, [layer], integration=name))
+    adapters = moved_adapters(unet, [layer], integration=name)
     adapter, block = adapters[layer], unet.get_submodule(layer).transformer_blocks[0]
     context = cache.features[layer].flatten(2).transpose(1, 2)
     x, text = torch.randn(1, 16, 32), torch.randn(1, 7, 16)
@@ -130,7 +122,7 @@ def test_parts_are_read_off_the_unet(unet):
 
 
 def test_a_single_resolution_reads_the_mid_block_alone(unet, cache, tmp_path):
-    adapters = moved(AdapterSet.for_unet(unet, single_resolution=True))
+    adapters = moved_adapters(unet, single_resolution=True)
     assert adapters.layers == DEFAULT_LAYERS and adapters.cached_layers == DEFAULT_LAYERS[:1]
     assert [adapters[layer].shape.context_width for layer in adapters.layers] == [32] * 5
     adapters.save_pretrained(tmp_path)
