@@ -54,6 +54,11 @@ class AdapterSet(nn.Module):
         """The layers that a feature cache for these adapters must hold."""
         return tuple(dict.fromkeys(cached_layer(self.config, layer) for layer in self.layers))
 
+    def cache_settings(self, subject: str = "") -> dict[str, Any]:
+        """What `cache_reference` is to be told for these adapters; `subject` is the reference's noun."""
+        prompt = self.config.cache_prompt.replace("{subject}", subject)
+        return {"layers": self.cached_layers, "prompt": prompt, "timestep": self.config.cache_timestep}
+
     def __getitem__(self, layer: str) -> ConditioningAdapter:
         adapter = self._adapters[layer.replace(".", "/")]
         assert isinstance(adapter, ConditioningAdapter)

@@ -201,9 +201,7 @@ def write_attention_maps(
     Returns `AttentionMaps.subject_shares`. ValueError for a region outside the image.
     """
     size = backbone.image_size
-    cache = cache_reference(
-        backbone, references, layers=adapters.cached_layers, timestep=adapters.config.cache_timestep
-    ).joined()
+    cache = cache_reference(backbone, references, **adapters.cache_settings()).joined()
     image, maps = sample_with_attention(backbone, adapters, cache, prompt, config, seed=seed)
     shares = maps.subject_shares(region, [reference_mask(reference, size=size) for reference in references])
     shown = [reference_image(reference, size=size) for reference in references]

@@ -23,10 +23,6 @@ class AdapterConfig(BaseModel):
     cache_timestep: int = Field(default=1, ge=0, description="the timestep at which references are cached")
     cache_prompt: str = Field(default="", description="the text of that pass; {subject} stands for the subject's noun")
 
-    def cache_text(self, subject: str) -> str:
-        """The text that a reference of this subject is cached with."""
-        return self.cache_prompt.replace("{subject}", subject)
-
 
 class SamplingConfig(BaseModel):
     """How images are sampled; the defaults are the paper's benchmark (Section 4, S4)."""

@@ -68,11 +68,7 @@ class DreamCachePipeline:
         A reference is an RGBA cut-out or an image on white. `subject` is the subject's noun, for adapters that were
         trained with text in the cache.
         """
-        config = self.adapters.config
-        return cache_reference(
-            self.backbone, reference, seed, self.adapters.cached_layers, config.cache_text(subject),
-            config.cache_timestep,
-        ).joined()  # fmt: skip
+        return cache_reference(self.backbone, reference, seed, **self.adapters.cache_settings(subject)).joined()
 
     def __call__(
         self,

@@ -134,7 +134,11 @@ def test_a_single_resolution_reads_the_mid_block_alone(unet, cache, tmp_path):
 
 def test_another_timestep_and_a_damaged_configuration_are_named(unet, cache, tmp_path):
     adapters = AdapterSet.for_unet(unet, LAYERS, cache_timestep=300, cache_prompt="a photo of a {subject}")
-    assert adapters.config.cache_text("red teapot") == "a photo of a red teapot"
+    assert adapters.cache_settings("red teapot") == {
+        "layers": LAYERS,
+        "prompt": "a photo of a red teapot",
+        "timestep": 300,
+    }
     at_one = FeatureCache(cache.features, settings={"timestep": 1})
     with pytest.raises(ValueError, match="made at timestep 1, the adapters were .* timestep 300"):
         with conditioned(unet, adapters, at_one):
