@@ -211,10 +211,16 @@ def collect_features(
 
 def find_layer(unet: UNet, layer: str) -> Any:
     """The spatial transformer of that dotted name; ValueError names those that there are."""
-    known = spatial_transformers(unet)
-    if layer not in known:
+    from diffusers.models.transformers.transformer_2d import Transformer2DModel
+
+    try:
+        module = unet.get_submodule(layer)
+    except AttributeError:
+        module = None
+    if not isinstance(module, Transformer2DModel):
+        known = spatial_transformers(unet)
         raise ValueError(f"the U-Net has no spatial transformer {layer!r}; it has {', '.join(known)}")
-    return known[layer]
+    return module
 
 
 def layer_names(unet: UNet, layers: Sequence[str]) -> tuple[str, ...]:
@@ -222,15 +228,17 @@ def layer_names(unet: UNet, layers: Sequence[str]) -> tuple[str, ...]:
 
     The mid block's transformers are all taken, of the encoder's and the decoder's every second one.
     """
-    known, names = spatial_transformers(unet), []
+    names: list[str] = []
     for layer in layers:
-        if layer not in _PARTS:
+        if layer in _PARTS:
+            part = [name for name in spatial_transformers(unet) if name.startswith(_PARTS[layer])]
+            names += part if layer == "mid" else part[1::2]
+        else:
             names.append(layer)
-            continue
-        part = [name for name in known if name.startswith(_PARTS[layer])]
-        names += part if layer == "mid" else part[1::2]
     if not names:
-        raise ValueError(f"no layer of the U-Net goes by {list(layers)}; it has {', '.join(known)}")
+        raise ValueError(
+            f"no layer of the U-Net goes by {list(layers)}; it has {', '.join(spatial_transformers(unet))}"
+        )
     return tuple(names)
 
 

@@ -7,8 +7,8 @@ from diffusers import (
     DDIMScheduler,
     DPMSolverMultistepScheduler,
     EulerAncestralDiscreteScheduler,
+    HeunDiscreteScheduler,
     LCMScheduler,
-    PNDMScheduler,
     StableDiffusionPipeline,
 )
 from PIL import Image, ImageDraw
@@ -59,7 +59,7 @@ def latents(backbone, adapters, cache, prompts, config, seeds, strengths=None, *
 
 @pytest.mark.parametrize(
     "scheduler_class",
-    [DDIMScheduler, DPMSolverMultistepScheduler, LCMScheduler, EulerAncestralDiscreteScheduler, PNDMScheduler],
+    [DDIMScheduler, DPMSolverMultistepScheduler, LCMScheduler, EulerAncestralDiscreteScheduler, HeunDiscreteScheduler],
 )
 def test_plain_sampling_equals_the_diffusers_pipeline(folder, backbone, scheduler_class):
     pipeline = StableDiffusionPipeline.from_pretrained(folder)
