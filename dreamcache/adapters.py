@@ -98,7 +98,10 @@ class AdapterSet(nn.Module):
             ablation = AdapterConfig(**{name: config[name] for name in known})
             adapters = cls(shapes, config["backbone_identity"], config=ablation)
             adapters.load_tensors(load_file(folder / "adapters.safetensors"), str(folder))
-        except (json.JSONDecodeError, ValidationError, KeyError, TypeError, SafetensorError) as error:
+        except (
+            json.JSONDecodeError, UnicodeDecodeError, ValidationError, KeyError, TypeError, AttributeError,
+            SafetensorError,
+        ) as error:  # fmt: skip
             reason = " ".join(str(error).split())
             raise ValueError(f"the adapters in {folder} cannot be read ({reason}): train them again") from error
         if backbone is not None:

@@ -150,5 +150,9 @@ def test_another_timestep_and_a_damaged_configuration_are_named(unet, cache, tmp
     (tmp_path / "config.json").write_text(config.replace("spatial_concat", "temporal_sum"))
     with pytest.raises(ValueError, match="cannot be read .*integration"):
         AdapterSet.from_pretrained(tmp_path)
+    for damaged in (b"[]", b'{"layers": []}', b'{"layers": {"mid": 1}}', b"{", b"\xff\xfe"):
+        (tmp_path / "config.json").write_bytes(damaged)
+        with pytest.raises(ValueError, match="the adapters in .* cannot be read"):
+            AdapterSet.from_pretrained(tmp_path)
     with pytest.raises(ValueError, match="integration"):
         AdapterSet.for_unet(unet, LAYERS, integration="temporal_sum")
