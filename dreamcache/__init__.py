@@ -11,14 +11,17 @@ if TYPE_CHECKING:
     from dreamcache.backbone import Backbone, load_backbone
     from dreamcache.cache import FeatureCache, cache_reference
     from dreamcache.conditioning import conditioned
-    from dreamcache.configs import SamplingConfig, TrainingConfig
+    from dreamcache.configs import AdapterConfig, SamplingConfig, TrainingConfig
+    from dreamcache.pipeline import DreamCachePipeline
     from dreamcache.reference import reference_image
     from dreamcache.sampling import sample_images
     from dreamcache.training import train_adapters
 
 _MODULES = {
+    "AdapterConfig": "configs",
     "AdapterSet": "adapters",
     "Backbone": "backbone",
+    "DreamCachePipeline": "pipeline",
     "FeatureCache": "cache",
     "SamplingConfig": "configs",
     "TrainingConfig": "configs",
@@ -31,8 +34,10 @@ _MODULES = {
 }
 
 __all__ = [
+    "AdapterConfig",
     "AdapterSet",
     "Backbone",
+    "DreamCachePipeline",
     "FeatureCache",
     "SamplingConfig",
     "TrainingConfig",

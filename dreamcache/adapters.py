@@ -1,78 +1,63 @@
 """The conditioning adapters: the trainable weights of the method (paper Section 3.2)."""
 
 import json
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
+from pydantic import ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from dreamcache.cache import DEFAULT_LAYERS, UNet, find_layer, unwrap
+from dreamcache.cache import DEFAULT_LAYERS, UNet, find_layer, layer_names, unwrap
 from dreamcache.checkpoints import written_at_once
+from dreamcache.configs import AdapterConfig
+from dreamcache.integrations import INTEGRATIONS, ConditioningAdapter, LayerShape
 
 if TYPE_CHECKING:
     from dreamcache.backbone import Backbone
 
 
-@dataclass(frozen=True)
-class LayerShape:
-    """The sizes that one layer's adapter takes over from the U-Net: width d, the cached tensor's channels, heads."""
-
-    width: int
-    context_width: int
-    heads: int
-
-
-class ConditioningAdapter(nn.Module):
-    """One layer's trainable weights: attention to the cache and the projection back to the width (Eq. 3 to 5).
-
-    At the start the projection is [I | 0] with zero bias, so the layer is exactly the backbone's own, while the
-    attention's weights are random, so that each of them has a gradient once the projection has moved.
-    """
-
-    def __init__(self, shape: LayerShape, generator: torch.Generator | None = None) -> None:
-        super().__init__()
-        width, context = shape.width, shape.context_width
-        self.shape = shape
-        self.norm = nn.LayerNorm(width)
-        self.to_q = nn.Linear(width, width, bias=False)
-        self.to_k = nn.Linear(context, width, bias=False)
-        self.to_v = nn.Linear(context, width, bias=False)
-        self.to_out = nn.Linear(width, width)
-        self.proj = nn.Linear(2 * width, width)
-        with torch.no_grad():
-            for linear in (self.to_q, self.to_k, self.to_v, self.to_out):
-                bound = linear.in_features**-0.5
-                linear.weight.uniform_(-bound, bound, generator=generator)
-            self.to_out.bias.uniform_(-(width**-0.5), width**-0.5, generator=generator)
-            self.proj.weight.zero_()
-            self.proj.weight[:, :width].fill_diagonal_(1.0)
-            self.proj.bias.zero_()
-
-
 class AdapterSet(nn.Module):
     """The adapters of all conditioned layers, in float32, and the backbone that they belong to.
 
-    `backbone_identity` is the digest of the backbone's weights, or None where it is not known.
+    `backbone_identity` is the digest of the backbone's weights, or None where it is not known. `config.layers` are the
+    layers of `shapes`, whatever was given.
     """
 
-    def __init__(self, shapes: Mapping[str, LayerShape], backbone_identity: str | None = None, seed: int = 0) -> None:
+    def __init__(
+        self,
+        shapes: Mapping[str, LayerShape],
+        backbone_identity: str | None = None,
+        seed: int = 0,
+        config: AdapterConfig = AdapterConfig(),  # noqa: B008 (frozen)
+    ) -> None:
         super().__init__()
         generator = torch.Generator().manual_seed(seed)
         self.backbone_identity = backbone_identity
+        self.config = config.model_copy(update={"layers": tuple(shapes)})
+        adapter = INTEGRATIONS[config.integration]
         # nn.ModuleDict takes no dots in its keys.
         self._adapters = nn.ModuleDict(
-            {layer.replace(".", "/"): ConditioningAdapter(shape, generator) for layer, shape in shapes.items()}
+            {layer.replace(".", "/"): adapter(shape, generator) for layer, shape in shapes.items()}
         )
 
     @property
     def layers(self) -> tuple[str, ...]:
         """The conditioned layers' dotted module names."""
         return tuple(key.replace("/", ".") for key in self._adapters)
+
+    @property
+    def cached_layers(self) -> tuple[str, ...]:
+        """The layers that a feature cache for these adapters must hold."""
+        return tuple(dict.fromkeys(cached_layer(self.config, layer) for layer in self.layers))
+
+    def cache_settings(self, subject: str = "") -> dict[str, Any]:
+        """What `cache_reference` is to be told for these adapters; `subject` is the reference's noun."""
+        prompt = self.config.cache_prompt.replace("{subject}", subject)
+        return {"layers": self.cached_layers, "prompt": prompt, "timestep": self.config.cache_timestep}
 
     def __getitem__(self, layer: str) -> ConditioningAdapter:
         adapter = self._adapters[layer.replace(".", "/")]
@@ -83,35 +68,42 @@ class AdapterSet(nn.Module):
     def for_unet(
         cls,
         unet: UNet,
-        layers: Iterable[str] = DEFAULT_LAYERS,
+        layers: Sequence[str] = DEFAULT_LAYERS,
         backbone_identity: str | None = None,
         seed: int = 0,
+        **ablation: Any,
     ) -> "AdapterSet":
         """Fresh adapters for a U-Net: they change nothing until trained (25,207,040 parameters on SD 1.5 and 2.1).
 
-        ValueError if a layer is no spatial transformer of the U-Net. The adapters lie on the U-Net's device.
+        `layers` are dotted names or parts, as `layer_names` reads them; `ablation` takes the other fields of
+        AdapterConfig. ValueError if a layer is no spatial transformer of the U-Net. The adapters lie on its device.
         """
         unet = unwrap(unet)
-        shapes = {layer: layer_shape(unet, layer) for layer in layers}
-        return cls(shapes, backbone_identity, seed).to(unet.device)
+        config = AdapterConfig(layers=layer_names(unet, layers), **ablation)
+        shapes = {layer: layer_shape(unet, layer, cached_layer(config, layer)) for layer in config.layers}
+        return cls(shapes, backbone_identity, seed, config).to(unet.device)
 
     @classmethod
     def from_pretrained(cls, folder: str | Path, backbone: "Backbone | None" = None) -> "AdapterSet":
-        """Adapters from a folder that `save_pretrained` wrote, on the backbone's device if one is given.
+        """Adapters that `save_pretrained` wrote, local or on the Hub, on the backbone's device if one is given.
 
         FileNotFoundError without such a folder; ValueError for files that are damaged or for another backbone.
         """
-        folder = Path(folder)
-        for name in ("config.json", "adapters.safetensors"):
-            if not (folder / name).is_file():
-                raise FileNotFoundError(f"no adapters in {folder}: {name} is missing")
+        folder = adapters_folder(folder)
         try:
             config = json.loads((folder / "config.json").read_text())
             shapes = {layer: LayerShape(**shape) for layer, shape in config["layers"].items()}
-            adapters = cls(shapes, config["backbone_identity"])
+            # What a file does not say is the paper's.
+            known = AdapterConfig.model_fields.keys() & config.keys() - {"layers"}
+            ablation = AdapterConfig(**{name: config[name] for name in known})
+            adapters = cls(shapes, config["backbone_identity"], config=ablation)
             adapters.load_tensors(load_file(folder / "adapters.safetensors"), str(folder))
-        except (json.JSONDecodeError, KeyError, TypeError, SafetensorError) as error:
-            raise ValueError(f"the adapters in {folder} cannot be read ({error}): train them again") from error
+        except (
+            json.JSONDecodeError, UnicodeDecodeError, ValidationError, KeyError, TypeError, AttributeError,
+            SafetensorError,
+        ) as error:  # fmt: skip
+            reason = " ".join(str(error).split())
+            raise ValueError(f"the adapters in {folder} cannot be read ({reason}): train them again") from error
         if backbone is not None:
             adapters.check_backbone(backbone)
             adapters = adapters.to(backbone.device)
@@ -125,6 +117,7 @@ class AdapterSet(nn.Module):
             save_file(self.tensors(), temporary)
         config = {
             "backbone_identity": self.backbone_identity,
+            **self.config.model_dump(),
             "layers": {layer: vars(self[layer].shape) for layer in self.layers},
             "parameters": sum(parameter.numel() for parameter in self.parameters()),
         }
@@ -172,8 +165,26 @@ class AdapterSet(nn.Module):
             )
 
 
-def layer_shape(unet: UNet, layer: str) -> LayerShape:
-    """A layer's sizes, read off its modules; ValueError if adapters cannot condition it."""
+def adapters_folder(location: str | Path) -> Path:
+    """The local folder of adapters, given that or their name on the Hub; FileNotFoundError if there are none."""
+    from dreamcache.backbone import hub_folder, is_hub_name
+
+    folder = Path(location)
+    if not folder.exists() and is_hub_name(str(location)):
+        folder = hub_folder(str(location), ("*.json", "adapters.safetensors"))
+    for name in ("config.json", "adapters.safetensors"):
+        if not (folder / name).is_file():
+            raise FileNotFoundError(f"no adapters in {location}: {name} is missing")
+    return folder
+
+
+def cached_layer(config: AdapterConfig, layer: str) -> str:
+    """The layer whose cached features a conditioned layer reads: itself, or for one resolution the mid block's."""
+    return DEFAULT_LAYERS[0] if config.single_resolution else layer
+
+
+def layer_shape(unet: UNet, layer: str, cached: str) -> LayerShape:
+    """A layer's sizes when it reads a cached one, off their modules; ValueError if adapters cannot condition it."""
     transformer = find_layer(unet, layer)
     blocks = transformer.transformer_blocks
     if len(blocks) != 1:
@@ -181,4 +192,4 @@ def layer_shape(unet: UNet, layer: str) -> LayerShape:
     block = blocks[0]
     if not isinstance(block.norm1, nn.LayerNorm) or block.pos_embed is not None or block.only_cross_attention:
         raise ValueError(f"{layer} is no spatial transformer with plain self-attention as in Stable Diffusion 1 and 2")
-    return LayerShape(block.attn1.to_q.in_features, transformer.norm.num_channels, block.attn1.heads)
+    return LayerShape(block.attn1.to_q.in_features, find_layer(unet, cached).norm.num_channels, block.attn1.heads)

@@ -37,6 +37,13 @@ class Backbone:
         for module in (vae, text_encoder, unet):
             module.requires_grad_(False).eval()
 
+    def to(self, device: str | torch.device) -> "Backbone":
+        """Move the models to a device."""
+        for module in (self.vae, self.text_encoder, self.unet):
+            module.to(device)
+        self.alphas_cumprod = self.alphas_cumprod.to(self.device)
+        return self
+
     @property
     def device(self) -> torch.device:
         return self.unet.device
@@ -181,17 +188,27 @@ def _local_folder(location: str) -> Path:
     folder = Path(location).expanduser()
     if (folder / "model_index.json").is_file():
         return folder
-    if folder.exists() or not re.fullmatch(r"[\w.-]+/[\w.-]+", location) or location.startswith("."):
+    if folder.exists() or not is_hub_name(location):
         raise FileNotFoundError(
             f"no Stable Diffusion in {location!r}: give a local folder in diffusers' layout (with model_index.json) or "
             "a name on the Hub, such as stable-diffusion-v1-5/stable-diffusion-v1-5, whose page is "
             "https://huggingface.co/stable-diffusion-v1-5/stable-diffusion-v1-5 (HF_TOKEN is for gated ones)"
         )
+    return hub_folder(location, _FILES)
+
+
+def is_hub_name(location: str) -> bool:
+    """Whether a location has the form of a name on the Hub, OWNER/NAME."""
+    return re.fullmatch(r"[\w.-]+/[\w.-]+", location) is not None and not location.startswith(".")
+
+
+def hub_folder(location: str, files: Sequence[str]) -> Path:
+    """The local copy of files of a model on the Hub; FileNotFoundError says where they are to be had."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
     try:
-        return Path(snapshot_download(location, allow_patterns=list(_FILES)))
+        return Path(snapshot_download(location, allow_patterns=list(files)))
     except (OSError, HfHubHTTPError, HFValidationError) as error:
         offline = " (HF_HUB_OFFLINE is set)" if os.environ.get("HF_HUB_OFFLINE", "0") not in ("", "0") else ""
         raise FileNotFoundError(

@@ -9,8 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dreamcache.adapters import AdapterSet, ConditioningAdapter, layer_shape
+from dreamcache.adapters import AdapterSet, cached_layer, layer_shape
 from dreamcache.cache import FeatureCache, UNet, find_layer, unwrap
+from dreamcache.integrations import ConditioningAdapter
 
 
 @dataclass(frozen=True)
@@ -25,67 +26,48 @@ class _RowStrength:
     scale: Tensor | float | None
 
 
-class ConditionedSelfAttention(nn.Module):
-    """Stands in for a transformer block's `norm1` and `attn1` while the layer is conditioned.
+class StandIn(nn.Module):
+    """Stands in for a module of a layer while that is conditioned: the module's output plus s times a change.
 
-    The output is a + s * ((W_a - I) a + W_c a_c + b), where a is the block's own self-attention, a_c the attention
-    to the cache, [W_a | W_c] and b the projection, and s the strength: the paper's Eq. 5 at s = 1, and exactly a at
-    s = 0 and for fresh adapters, in any floating point format.
-    All that does not depend on the image under generation is worked out here, once for all denoising steps: keys and
-    values, and `to_out` folded into the projection.
+    The output is exactly the module's own at s = 0 and for fresh adapters, in any floating point format, and the
+    paper's Eq. 5 at s = 1 (see `integrations`). All that does not depend on the image under generation, above all the
+    reference's keys and values, is worked out here, once for all denoising steps.
     """
 
     def __init__(
-        self,
-        norm1: nn.Module,
-        attn1: nn.Module,
-        adapter: ConditioningAdapter,
-        features: Tensor,
-        strength: "_RowStrength",
+        self, norm: nn.Module, own: nn.Module, adapter: ConditioningAdapter, features: Tensor, strength: _RowStrength
     ) -> None:
         super().__init__()
-        self.norm1, self.attn1 = norm1, attn1
-        self.heads, self.norm_eps = adapter.shape.heads, adapter.norm.eps
-        weight = next(attn1.parameters())
-        self.batch, self.rows = strength.batch, strength.rows
+        self.norm, self.own = norm, own
+        self.integration, self.heads = type(adapter), adapter.shape.heads
+        weight = next(own.parameters())
+        self.prepared = adapter.prepared(own, features.to(weight).flatten(2).transpose(1, 2))
+        self.keys = self._split_heads(self.prepared["keys"])
+        self.values = self._split_heads(self.prepared["values"])
+        self.batch, self.rows, self.scale = strength.batch, strength.rows, strength.scale
+        if isinstance(self.scale, Tensor):
+            self.scale = self.scale.to(weight)
 
-        def ready(tensor: Tensor) -> Tensor:
-            return tensor.to(weight.device, weight.dtype)
-
-        width = adapter.shape.width
-        self.scale = ready(strength.scale) if isinstance(strength.scale, Tensor) else strength.scale
-        self.norm_weight, self.norm_bias = ready(adapter.norm.weight), ready(adapter.norm.bias)
-        self.query_weight = ready(adapter.to_q.weight)
-        context = ready(features).flatten(2).transpose(1, 2)
-        self.keys = self._split_heads(F.linear(context, ready(adapter.to_k.weight)))
-        self.values = self._split_heads(F.linear(context, ready(adapter.to_v.weight)))
-        from_self, from_cache = adapter.proj.weight.split(width, dim=1)
-        self.self_weight = ready(from_self - torch.eye(width, dtype=from_self.dtype, device=from_self.device))
-        self.cache_weight = ready(from_cache @ adapter.to_out.weight)
-        self.bias = ready(adapter.proj.bias + from_cache @ adapter.to_out.bias)
-
-    def forward(self, hidden_states: Tensor, **kwargs: Any) -> Tensor:
+    def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         if self.batch is not None and self.batch != hidden_states.shape[0]:
             raise ValueError(f"strength has {self.batch} rows, the U-Net's batch {hidden_states.shape[0]}")
-        attention = self.attn1(self.norm1(hidden_states), **kwargs)
+        output = self.own(self.norm(hidden_states), *args, **kwargs)
         rows = hidden_states.shape[0] if self.rows is None else self.rows
-        conditioned_rows = attention[:rows]
-        change = F.linear(conditioned_rows, self.self_weight, self.bias)
-        change = change + F.linear(self._attend(hidden_states[:rows]), self.cache_weight)
+        conditioned_rows = output[:rows]
+        query = self.integration.query(self.prepared, hidden_states[:rows], conditioned_rows)
+        change = self.integration.change(self.prepared, conditioned_rows, self.attend(query))
         if self.scale is not None:
             change = change * self.scale
         if rows == hidden_states.shape[0]:
-            return attention + change
-        return torch.cat([conditioned_rows + change, attention[rows:]])
+            return output + change
+        return torch.cat([conditioned_rows + change, output[rows:]])
 
-    def _attend(self, hidden_states: Tensor) -> Tensor:
-        """Attention of (B, N, d) to the cache; row i reads the cache's row i modulo its number of rows."""
-        batch, length, width = hidden_states.shape
+    def attend(self, query: Tensor) -> Tensor:
+        """Attention of a query (B, N, d) to the cache; row i reads the cache's row i modulo its number of rows."""
+        batch, length, width = query.shape
         references = self.keys.shape[0]
         if batch % references:
             raise ValueError(f"{batch} conditioned rows cannot be shared out among a cache of {references} references")
-        normed = F.layer_norm(hidden_states, (width,), self.norm_weight, self.norm_bias, self.norm_eps)
-        query = F.linear(normed, self.query_weight)
         # Rows of one reference become one long query, so its keys and values are read once and never repeated.
         query = query.view(batch // references, references, length, self.heads, -1).permute(1, 3, 0, 2, 4)
         query = query.reshape(references, self.heads, batch // references * length, -1)
@@ -119,33 +101,50 @@ def conditioned(
         yield
         return
     unet = unwrap(unet)
+    _check_cache(adapters, cache)
+    substitutions: list[tuple[nn.Module, str, nn.Module]] = []
+    for layer in adapters.layers:
+        adapter, source = adapters[layer], cached_layer(adapters.config, layer)
+        transformer = find_layer(unet, layer)
+        if any(isinstance(module, StandIn) for module in transformer.modules()):
+            raise ValueError("the U-Net is conditioned already: leave the outer `conditioned` first")
+        if source not in cache.features:
+            raise ValueError(f"the feature cache lacks the layer {source}: cache the adapters' layers")
+        if (shape := layer_shape(unet, layer, source)) != adapter.shape:
+            raise ValueError(f"the adapters do not fit this U-Net: {layer} is {shape} in it, not {adapter.shape}")
+        features = cache.features[source]
+        if features.shape[1] != adapter.shape.context_width:
+            raise ValueError(f"the feature cache of {source} has {features.shape[1]} channels: made for another U-Net")
+        block = transformer.transformer_blocks[0]
+        if adapter.place == "self-attention":
+            # The stand-in needs the block's own input, so the block's first norm moves into it.
+            stand_in = StandIn(block.norm1, block.attn1, adapter, features, by_row)
+            substitutions += [(block, "norm1", nn.Identity()), (block, "attn1", stand_in)]
+        elif adapter.place == "text attention":
+            substitutions.append((block, "attn2", StandIn(nn.Identity(), block.attn2, adapter, features, by_row)))
+        else:
+            stand_in = StandIn(nn.Identity(), block, adapter, features, by_row)
+            substitutions.append((transformer.transformer_blocks, "0", stand_in))
+    originals = [getattr(parent, name) for parent, name, _ in substitutions]
+    try:
+        for parent, name, module in substitutions:
+            setattr(parent, name, module)
+        yield
+    finally:
+        for (parent, name, _), module in zip(substitutions, originals, strict=True):
+            setattr(parent, name, module)
+
+
+def _check_cache(adapters: AdapterSet, cache: FeatureCache) -> None:
     if None not in (adapters.backbone_identity, cache.backbone_identity):
         if adapters.backbone_identity != cache.backbone_identity:
             raise ValueError("the feature cache was made with another backbone than the adapters: cache it again")
-    blocks: list[tuple[nn.Module, nn.Module, nn.Module]] = []
-    replacements: list[ConditionedSelfAttention] = []
-    for layer in adapters.layers:
-        adapter = adapters[layer]
-        block = find_layer(unet, layer).transformer_blocks[0]
-        if isinstance(block.attn1, ConditionedSelfAttention):
-            raise ValueError("the U-Net is conditioned already: leave the outer `conditioned` first")
-        if layer not in cache.features:
-            raise ValueError(f"the feature cache lacks the layer {layer}: cache the adapters' layers")
-        if (shape := layer_shape(unet, layer)) != adapter.shape:
-            raise ValueError(f"the adapters do not fit this U-Net: {layer} is {shape} in it, not {adapter.shape}")
-        features = cache.features[layer]
-        if features.shape[1] != adapter.shape.context_width:
-            raise ValueError(f"the feature cache of {layer} has {features.shape[1]} channels: made for another U-Net")
-        blocks.append((block, block.norm1, block.attn1))
-        replacements.append(ConditionedSelfAttention(block.norm1, block.attn1, adapter, features, by_row))
-    try:
-        for (block, _, _), replacement in zip(blocks, replacements, strict=True):
-            # The replacement needs the block's own input, so the block's first norm moves into it.
-            block.norm1, block.attn1 = nn.Identity(), replacement
-        yield
-    finally:
-        for block, norm1, attn1 in blocks:
-            block.norm1, block.attn1 = norm1, attn1
+    timestep = cache.settings.get("timestep", adapters.config.cache_timestep)
+    if timestep != adapters.config.cache_timestep:
+        raise ValueError(
+            f"the feature cache was made at timestep {timestep}, the adapters were trained with caches of timestep "
+            f"{adapters.config.cache_timestep}: cache the reference at that one"
+        )
 
 
 def _strength_by_row(strength: float | Tensor, references: int) -> _RowStrength:

@@ -1,8 +1,27 @@
-"""The settings of sampling and training, apart from the code that needs torch."""
+"""The settings of adapters, sampling and training, apart from the code that needs torch."""
 
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+
+class AdapterConfig(BaseModel):
+    """What adapters are and what they read; other values than the defaults are the paper's ablations.
+
+    Sections 4.3 and S3, Tables 4 to 6, S2 and S3.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    integration: Literal["spatial_concat", "spatial_sum", "textual_sum", "decoupled_blocks"] = Field(
+        default="spatial_concat", description="how the attention to the cache enters a layer"
+    )
+    layers: tuple[str, ...] = Field(
+        default=("mid", "decoder"), min_length=1, description="encoder, mid, decoder, or layers' dotted module names"
+    )
+    single_resolution: bool = Field(default=False, description="all layers read the mid block's features alone")
+    cache_timestep: int = Field(default=1, ge=0, description="the timestep at which references are cached")
+    cache_prompt: str = Field(default="", description="the text of that pass; {subject} stands for the subject's noun")
 
 
 class SamplingConfig(BaseModel):

@@ -1,30 +1,38 @@
-"""Parameter counts of the adapters, without weights (paper Table 5): `python -m dreamcache.parameters sd15|sd21`."""
+"""Parameter counts of the adapters, without weights (Tables 4 and 5): `python -m dreamcache.parameters sd15|sd21`."""
 
 import sys
-from collections.abc import Iterable
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 
 from dreamcache.adapters import AdapterSet
-from dreamcache.cache import DEFAULT_LAYERS
+from dreamcache.cache import spatial_transformers
 
 # What the two published U-Nets differ in from diffusers' defaults.
 UNETS: dict[str, dict[str, Any]] = {
     "sd15": {"cross_attention_dim": 768, "attention_head_dim": 8},
     "sd21": {"cross_attention_dim": 1024, "attention_head_dim": (5, 10, 20, 20), "use_linear_projection": True},
 }
-ENCODER = tuple(f"down_blocks.{level}.attentions.1" for level in range(3))
-MID, DECODER = DEFAULT_LAYERS[:1], DEFAULT_LAYERS[1:]
-# Cached layers and the millions of parameters that the paper's Table 5 gives for them.
-TABLE_5 = {
-    "encoder": (ENCODER, 11),
-    "encoder, mid": (ENCODER + MID, 19),
-    "mid": (MID, 8),
-    "decoder": (DECODER, 17),
-    "mid, decoder (default)": (DEFAULT_LAYERS, 25),
-    "encoder, mid, decoder": (ENCODER + DEFAULT_LAYERS, 36),
-}
+DEFAULT_PARTS = ("mid", "decoder")
+# A label, the settings of the adapters, and the millions of parameters that the paper gives for them.
+TABLE_4: tuple[tuple[str, dict[str, Any], int], ...] = (
+    ("textual sum", {"integration": "textual_sum"}, 19),
+    ("spatial sum", {"integration": "spatial_sum"}, 16),
+    ("decoupled blocks", {"integration": "decoupled_blocks"}, 61),
+    ("spatial concat (default)", {}, 25),
+)
+TABLE_5: tuple[tuple[str, dict[str, Any], int], ...] = (
+    ("encoder", {"layers": ("encoder",)}, 11),
+    ("encoder, mid", {"layers": ("encoder", "mid")}, 19),
+    ("mid", {"layers": ("mid",)}, 8),
+    ("decoder", {"layers": ("decoder",)}, 17),
+    ("mid, decoder (default)", {}, 25),
+    ("encoder, mid, decoder", {"layers": ("encoder", "mid", "decoder")}, 36),
+)
+TABLE_S2: tuple[tuple[str, dict[str, Any], None], ...] = (
+    ("mid's resolution alone", {"single_resolution": True}, None),
+)
 
 
 def empty_unet(name: str) -> Any:
@@ -37,34 +45,51 @@ def empty_unet(name: str) -> Any:
         return UNet2DConditionModel(sample_size=64, **UNETS[name])
 
 
-def trainable_parameters(unet: Any, layers: Iterable[str] = DEFAULT_LAYERS) -> tuple[int, int]:
-    """Parameters of the adapters: all that are trained, and those of the paper's Eq. 3 to 5 alone.
+def trainable_parameters(unet: Any, layers: Sequence[str] = DEFAULT_PARTS, **ablation: Any) -> tuple[int, int]:
+    """Parameters of the adapters: all that are trained, and the matrices of the paper's Eq. 3 to 5 alone.
 
-    The equations have no `to_out`, no biases and no norm on the query.
+    The equations have no `to_out`, no biases and no norm on the query. `layers` and `ablation` are `for_unet`'s.
     """
-    names = {"to_q.weight", "to_k.weight", "to_v.weight", "proj.weight"}
-    adapters = AdapterSet.for_unet(unet, layers)
+    with torch.device("meta"):
+        adapters = AdapterSet.for_unet(unet, layers, **ablation)
     counts = [
-        (parameter.numel(), name in names)
+        (parameter.numel(), parameter.ndim == 2 and not name.startswith("to_out"))
         for layer in adapters.layers
         for name, parameter in adapters[layer].named_parameters()
     ]
     return sum(count for count, _ in counts), sum(count for count, in_equations in counts if in_equations)
 
 
+def text_keys_and_values(unet: Any) -> int:
+    """Parameters of keys and values as wide as the text at every text attention, as IP-Adapter has them."""
+    attentions = [module.transformer_blocks[0].attn2 for module in spatial_transformers(unet).values()]
+    return sum(attention.to_k.weight.numel() + attention.to_v.weight.numel() for attention in attentions)
+
+
 def main(arguments: list[str]) -> int:
-    """Print the table for one U-Net; returns the exit code."""
+    """Print the tables for one U-Net; returns the exit code."""
     try:
         (name,) = arguments
         unet = empty_unet(name)
     except ValueError as error:
         print(f"usage: python -m dreamcache.parameters {'|'.join(UNETS)} ({error})", file=sys.stderr)
         return 2
-    print(f"Adapters of {name} by cached layers: all trained parameters, Eq. 3 to 5 alone, paper's Table 5")
-    for label, (layers, published) in TABLE_5.items():
-        trained, in_equations = trainable_parameters(unet, layers)
-        print(f"{label:24} {trained:>12,} {in_equations:>12,} {published:>5}M")
+    print(f"Adapters of {name}: all trained parameters, the matrices of Eq. 3 to 5 alone, the paper's figure")
+    for title, rows in (
+        ("Integration (Table 4)", TABLE_4),
+        ("Cached layers (Table 5)", TABLE_5),
+        ("Resolutions (Table S2)", TABLE_S2),
+    ):
+        print(title)
+        for label, settings, published in rows:
+            trained, in_equations = trainable_parameters(unet, **settings)
+            figure = "-" if published is None else f"{published}M"
+            print(f"  {label:24} {trained:>12,} {in_equations:>12,} {figure:>6}")
     print("The paper mixes the two ways of counting: its 42 MB in fp16 (Table 3) are the equations' 20,992,000.")
+    print(
+        "Its textual sum looks like IP-Adapter's own keys and values, from the text's width at every text attention: "
+        f"{text_keys_and_values(unet):,} on this U-Net."
+    )
     return 0
 
 

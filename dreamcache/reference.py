@@ -12,6 +12,8 @@ JITTER_PROBABILITY = 0.1
 JITTER = {"brightness": 0.2, "contrast": 0.2, "saturation": 0.2, "hue": 0.05}
 ERASE_PROBABILITY = 0.4
 ERASE_AREA = (0.02, 0.25)
+# From this value on in all channels a pixel counts as white ground.
+WHITE = 250
 
 
 def reference_image(image: Image.Image, mask: Image.Image | None = None, size: int = 512) -> Image.Image:
@@ -19,7 +21,7 @@ def reference_image(image: Image.Image, mask: Image.Image | None = None, size: i
 
     The subject is where `mask` (L, 0 to 255, the image's size) says or, without one, the image's alpha channel. An
     image with neither is taken to be on white already: it is padded to a square and resized, its subject not moved.
-    ValueError for a mask or alpha channel that is empty or a mask of another size.
+    ValueError for a mask or alpha channel that is empty, a mask of another size, or a file that ends too early.
     """
     image, mask = _with_mask(image, mask)
     if mask is None:
@@ -29,6 +31,18 @@ def reference_image(image: Image.Image, mask: Image.Image | None = None, size: i
         return square.resize((size, size), Image.Resampling.BICUBIC)
     cutout, alpha = _crop_to_subject(image, mask)
     return _place(cutout, alpha, size, SAMPLING_FILL, 0.5, 0.5)
+
+
+def reference_mask(image: Image.Image, mask: Image.Image | None = None, size: int = 512) -> Image.Image:
+    """Where `reference_image` puts the subject: L, size x size, 255 on it.
+
+    Without mask and alpha channel the subject is all that is not white. ValueError as in `reference_image`.
+    """
+    image, mask = _with_mask(image, mask)
+    if mask is None:
+        ground = np.asarray(reference_image(image, size=size)).min(axis=2) >= WHITE
+        return Image.fromarray(np.where(ground, 0, 255).astype(np.uint8))
+    return ImageOps.invert(reference_image(Image.new("RGB", image.size, "black"), mask, size).convert("L"))
 
 
 def augment_reference(image: Image.Image, mask: Image.Image, size: int, generator: np.random.Generator) -> Image.Image:
@@ -71,7 +85,13 @@ def to_tensor(image: Image.Image) -> Tensor:
 
 def _with_mask(image: Image.Image, mask: Image.Image | None) -> tuple[Image.Image, Image.Image | None]:
     """The image as RGB, and its mask as L, from whatever modes they come in."""
-    image = ImageOps.exif_transpose(image)
+    try:
+        image = ImageOps.exif_transpose(image)
+        image.load()
+        if mask is not None:
+            mask.load()
+    except (OSError, SyntaxError) as error:  # what Pillow raises for torn files depends on their format
+        raise ValueError(f"the reference cannot be read ({error}): save the image again") from error
     if mask is None and (image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info):
         mask = image.convert("RGBA").getchannel("A")
         if mask.getextrema() == (255, 255):

@@ -41,6 +41,8 @@ def sample_images(
     images are made at a time, all their guidance branches in one U-Net call; `progress` gets (steps done, steps).
     ValueError if lengths differ or cache or adapters belong to another backbone.
     """
+    if isinstance(prompts, str):
+        raise ValueError(f"prompts are a list, one an image: give [{prompts!r}]")
     count = len(prompts)
     seeds = range(count) if seeds is None else seeds
     strengths = [float(strength)] * count if isinstance(strength, (int, float)) else [float(s) for s in strength]

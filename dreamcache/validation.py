@@ -124,7 +124,7 @@ def validation_loss(
     backbone: "Backbone", adapters: AdapterSet | None, triplets: Sequence["Triplet"], batch_size: int = 16
 ) -> dict[str, float]:
     """The mean of `validation_losses` over held-out triplets, which are encoded first: "right", "wrong" and "none"."""
-    layers = DEFAULT_LAYERS if adapters is None else adapters.layers
+    layers = DEFAULT_LAYERS if adapters is None else adapters.cached_layers
     inputs = prepare_validation(backbone, triplets, layers, batch_size)
     losses = validation_losses(backbone, adapters, inputs, batch_size)
     return {name: float(values.mean()) for name, values in losses.items()}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import logging
 import os
+import re
 import sys
 import time
 from collections.abc import Callable
@@ -89,6 +90,52 @@ def report(
         from flows.report import write_report
 
         print(f"Report: {write_report(chosen, folder)}")
+
+    _or_one_line(write, debug)
+
+
+@app.command("attention-map")
+def attention_map(
+    reference: Annotated[list[Path], typer.Option(help="RGBA cut-out or image on white; several show one subject")],
+    prompt: Annotated[str, typer.Option(help="the text of the image")],
+    box: Annotated[str, typer.Option(help="left,top,right,bottom in the image's pixels, or x,y for one pixel")],
+    out: Annotated[Path, typer.Option(help="the folder to write image.png, maps.png and maps.npz into")],
+    adapters: Annotated[Path | None, typer.Option(help="their folder [default: RUN/training/adapters]")] = None,
+    seed: Annotated[int, typer.Option(help="the image's seed")] = 0,
+    profile: ProfileOption = "miniature",
+    run: RunOption = None,
+    settings: SetOption = None,
+    debug: DebugOption = False,
+) -> None:
+    """Sample an image, and show where in the reference a box of it looks, at each layer.
+
+    Example: dreamcache attention-map --run runs/demo --reference teapot.png --prompt "a teapot on a beach"
+    --box 40,40,90,90 --out attention
+    """
+    chosen, folder, _ = _configuration(profile, run, settings)
+
+    def write() -> None:
+        numbers = [int(number) for number in box.split(",")] if re.fullmatch(r"\d+(,\d+){1,3}", box) else []
+        if len(numbers) not in (2, 4):
+            raise ValueError(f"--box {box!r} is neither left,top,right,bottom nor x,y, in whole pixels")
+        left, top, right, bottom = numbers if len(numbers) == 4 else (*numbers, numbers[0] + 1, numbers[1] + 1)
+        import torch
+        from PIL import Image
+
+        from dreamcache import AdapterSet, load_backbone
+        from dreamcache.attention_maps import write_attention_maps
+
+        backbone = load_backbone(chosen.backbone, device="cuda" if torch.cuda.is_available() else "cpu")
+        adapter_set = AdapterSet.from_pretrained(adapters or folder / "training" / "adapters", backbone)
+        references = [Image.open(path) for path in reference]
+        sampling = chosen.evaluation.sampling
+        shares = write_attention_maps(
+            out, backbone, adapter_set, references, prompt, (left, top, right, bottom), sampling, seed
+        )
+        print("share of the box's attention that the reference's subject gets, and its share of the area:")
+        for layer, (attention, area) in shares.items():
+            print(f"  {layer:26} {attention:6.1%} {area:6.1%}")
+        print(f"Maps: {out / 'maps.png'}")
 
     _or_one_line(write, debug)
 

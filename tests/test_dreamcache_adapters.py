@@ -27,8 +27,8 @@ def cache_of(unet: UNet2DConditionModel, references: int = 1, seed: int = 1) -> 
     return FeatureCache(collect_features(unet, sample, timesteps * 0 + 1, text, DEFAULT_LAYERS))
 
 
-def moved_adapters(unet: UNet2DConditionModel, layers: Sequence[str] = DEFAULT_LAYERS) -> AdapterSet:
-    adapters = AdapterSet.for_unet(unet, layers)
+def moved_adapters(unet: UNet2DConditionModel, layers: Sequence[str] = DEFAULT_LAYERS, **ablation) -> AdapterSet:
+    adapters = AdapterSet.for_unet(unet, layers, **ablation)
     generator = torch.Generator().manual_seed(5)
     with torch.no_grad():
         for parameter in adapters.parameters():

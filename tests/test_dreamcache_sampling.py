@@ -3,7 +3,14 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, LCMScheduler, StableDiffusionPipeline
+from diffusers import (
+    DDIMScheduler,
+    DPMSolverMultistepScheduler,
+    EulerAncestralDiscreteScheduler,
+    HeunDiscreteScheduler,
+    LCMScheduler,
+    StableDiffusionPipeline,
+)
 from PIL import Image, ImageDraw
 from safetensors.torch import load_file, save_file
 from test_dreamcache_adapters import moved_adapters
@@ -50,16 +57,23 @@ def latents(backbone, adapters, cache, prompts, config, seeds, strengths=None, *
     )
 
 
-def test_plain_sampling_equals_the_diffusers_pipeline(folder, backbone):
+@pytest.mark.parametrize(
+    "scheduler_class",
+    [DDIMScheduler, DPMSolverMultistepScheduler, LCMScheduler, EulerAncestralDiscreteScheduler, HeunDiscreteScheduler],
+)
+def test_plain_sampling_equals_the_diffusers_pipeline(folder, backbone, scheduler_class):
     pipeline = StableDiffusionPipeline.from_pretrained(folder)
-    pipeline.scheduler = DDIMScheduler.from_config(pipeline.scheduler.config)
+    pipeline.scheduler = scheduler_class.from_config(pipeline.scheduler.config)
     pipeline.set_progress_bar_config(disable=True)
     prompts, seeds = ["a cat", "a red car"], [3, 4]
     theirs = pipeline(
         prompts, num_inference_steps=3, guidance_scale=7.5, output_type="latent",
         generator=[torch.Generator().manual_seed(seed) for seed in seeds],
     ).images  # fmt: skip
-    torch.testing.assert_close(latents(backbone, None, None, prompts, CONFIG, seeds), theirs, rtol=1e-4, atol=1e-4)
+    ours = latents(
+        backbone, None, None, prompts, CONFIG, seeds, scheduler=scheduler_class.from_config(backbone.scheduler.config)
+    )
+    torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("guidance", ["combined", "joint"])

@@ -1,0 +1,115 @@
+"""The pipeline as a diffusers user takes it up: load, call, save, share."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from diffusers import DPMSolverMultistepScheduler
+from test_dreamcache_adapters import moved_adapters
+from test_dreamcache_released import released_tensors
+from test_dreamcache_sampling import cutout
+from tiny_diffusion import save_tiny_stable_diffusion
+
+from dreamcache import AdapterSet, DreamCachePipeline, SamplingConfig, load_backbone, sample_images
+from dreamcache.cache import FeatureCache, cache_reference
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return save_tiny_stable_diffusion(tmp_path_factory.mktemp("sd"))
+
+
+@pytest.fixture(scope="module")
+def adapters(folder, tmp_path_factory):
+    backbone = load_backbone(folder)
+    adapters = moved_adapters(backbone.unet)
+    adapters.backbone_identity = backbone.identity
+    adapters.save_pretrained(tmp_path_factory.mktemp("adapters"))
+    return adapters
+
+
+@pytest.fixture(scope="module")
+def saved(folder, adapters, tmp_path_factory):
+    return DreamCachePipeline(load_backbone(folder), adapters), tmp_path_factory.mktemp("saved")
+
+
+def test_three_lines_give_what_sample_images_gives(folder, adapters, tmp_path):
+    adapters.save_pretrained(tmp_path)
+    pipeline = DreamCachePipeline.from_pretrained(folder, adapters=tmp_path).to("cpu")
+    images = pipeline("a cat", reference=cutout("red"), num_inference_steps=2, num_images_per_prompt=2).images
+    backbone = load_backbone(folder)
+    cache = cache_reference(backbone, cutout("red"))
+    assert images == sample_images(backbone, adapters, cache, ["a cat"] * 2, SamplingConfig(steps=2))
+    joined = pipeline("a cat", [cutout("red"), cutout("blue")], num_inference_steps=2).images
+    assert len(joined) == 1 and joined[0] != images[0]
+
+
+def test_subjects_schedulers_and_a_negative_prompt(saved):
+    pipeline, _ = saved
+    pipeline.scheduler = DPMSolverMultistepScheduler.from_config(pipeline.scheduler.config)
+    caches = FeatureCache.stack([pipeline.cache(cutout(colour)) for colour in ("red", "blue")])
+    prompts = ["a cat", "a dog"]
+    images = pipeline(prompts, caches, num_inference_steps=2, num_images_per_prompt=2, negative_prompt="blurred").images
+    config = SamplingConfig(steps=2, negative_prompt="blurred")
+    expected = sample_images(
+        pipeline.backbone, pipeline.adapters, caches.select([0, 0, 1, 1]), ["a cat", "a cat", "a dog", "a dog"], config,
+        scheduler=pipeline.scheduler,
+    )  # fmt: skip
+    assert images == expected
+    without = pipeline(prompts, caches, num_inference_steps=2, num_images_per_prompt=2).images
+    assert without != images
+    with pytest.raises(ValueError, match="num_images_per_prompt must be at least 1"):
+        pipeline(prompts, caches, num_images_per_prompt=0)
+
+
+def test_saved_pipelines_load_and_carry_a_model_card(saved, folder):
+    pipeline, target = saved
+    pipeline.save_pretrained(target)
+    loaded = DreamCachePipeline.from_pretrained(target)
+    assert loaded.backbone.identity == pipeline.backbone.identity
+    tensors = loaded.adapters.tensors()
+    assert all(torch.equal(tensor, tensors[name]) for name, tensor in pipeline.adapters.tensors().items())
+    card = (target / "README.md").read_text()
+    assert card.startswith("---\nlibrary_name") and "base_model" not in card
+    for part in ("spatial concat", "`mid_block.attentions.0`", pipeline.backbone.identity, "with null text"):
+        assert part in card
+
+
+def test_pushing_needs_a_public_backbone_and_uploads_what_loads(saved, folder, tmp_path, monkeypatch):
+    pipeline, _ = saved
+    with pytest.raises(ValueError, match="say backbone=NAME"):
+        pipeline.push_to_hub("me/adapters")
+    calls = []
+
+    def create_repo(self, name, private, exist_ok):
+        calls.append((name, private))
+        return f"https://huggingface.co/{name}"
+
+    def upload_folder(self, repo_id, folder_path, commit_message):
+        shutil.copytree(folder_path, tmp_path / "hub")
+
+    monkeypatch.setattr("huggingface_hub.HfApi.create_repo", create_repo)
+    monkeypatch.setattr("huggingface_hub.HfApi.upload_folder", upload_folder)
+    assert pipeline.push_to_hub("me/adapters", "you/sd", private=True) == "https://huggingface.co/me/adapters"
+    assert calls == [("me/adapters", True)]
+    assert "base_model: you/sd\n" in (tmp_path / "hub" / "README.md").read_text()
+    assert json.loads((tmp_path / "hub" / "pipeline.json").read_text()) == {"backbone": "you/sd"}
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *_, **__: str(tmp_path / "hub"))
+    assert AdapterSet.from_pretrained("me/adapters").backbone_identity == pipeline.backbone.identity
+    DreamCachePipeline.from_pretrained(folder, adapters="me/adapters")
+
+
+def test_released_and_wrong_adapters(saved, folder, adapters, tmp_path):
+    torch.save(released_tensors(adapters), tmp_path / "cross_attention-1.pt")
+    released = DreamCachePipeline.from_pretrained(folder, adapters=tmp_path / "cross_attention-1.pt")
+    assert torch.equal(released.adapters.tensors()["mid_block.attentions.0.to_q.weight"],
+                       adapters.tensors()["mid_block.attentions.0.to_q.weight"])  # fmt: skip
+    adapters.save_pretrained(tmp_path / "bare")
+    with pytest.raises(ValueError, match="does not name its backbone: from_pretrained"):
+        DreamCachePipeline.from_pretrained(tmp_path / "bare")
+    with pytest.raises(FileNotFoundError, match="no adapters in .*: config.json is missing"):
+        DreamCachePipeline.from_pretrained(folder)
+    other = load_backbone(save_tiny_stable_diffusion(tmp_path / "other", seed=1))
+    with pytest.raises(ValueError, match="belong to the backbone"):
+        DreamCachePipeline(other, adapters)
