@@ -1,4 +1,4 @@
-"""What conditioning costs when sampling: `python -m benchmarks.sampling [sd15|miniature|FOLDER]` (paper Section 3.2)."""
+"""What conditioning costs when sampling: `python -m benchmarks.sampling [sd15|miniature|FOLDER]` (Section 3.2)."""
 
 import functools
 import statistics

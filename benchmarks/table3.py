@@ -42,9 +42,7 @@ def measure(backbone: Backbone, steps: int, rounds: int) -> None:
                     torch.cuda.synchronize(backbone.device)
                 times.append(time.perf_counter())
 
-            sample_images(
-                backbone, None if name == "plain" else adapters, cache, [PROMPT], config, progress=progress
-            )
+            sample_images(backbone, None if name == "plain" else adapters, cache, [PROMPT], config, progress=progress)
             step_seconds[name] += [later - earlier for earlier, later in zip(times, times[1:], strict=False)]
 
         return sample
@@ -63,7 +61,7 @@ def measure(backbone: Backbone, steps: int, rounds: int) -> None:
         print(f"EXTRAPOLATED: {steps} steps were measured, the other {PAPER_STEPS - steps} are a step's median each.")
     trained, in_equations = trainable_parameters(backbone.unet)
     print(
-        f"Extra parameters in fp16: {2 * in_equations / 1e6:.1f} MB by Eq. 3 to 5 alone (how the paper's table counts), "
+        f"Extra parameters in fp16: {2 * in_equations / 1e6:.1f} MB by Eq. 3 to 5 alone (the paper's way), "
         f"{2 * trained / 1e6:.1f} MB in all."
     )
 
