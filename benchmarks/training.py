@@ -147,7 +147,7 @@ def training_batches(
     config = TrainingConfig(
         batch_size=batch_size, held_out=0.0, caption_dropout=0.0, reference_variants=2 if stored_references else 0
     )
-    stored = store_latents(backbone, shards, config, folder / f"latents-{config.reference_variants}")
+    stored = store_latents(backbone, shards, config)
     rows: Iterable[int] = itertools.count()
     return iter(DataLoader(
         TrainingData(shards, config, backbone, stored), batch_size=batch_size, sampler=rows, num_workers=workers,

@@ -45,6 +45,7 @@ class TrainingConfig(BaseModel):
     validation_every: int = Field(default=500, ge=1)
     validation_triplets: int = Field(default=64, ge=2)
     checkpoint_every: int = Field(default=500, ge=1)
+    samples_every: int = Field(default=0, ge=0, description="steps between grids of held-out subjects; 0: none")
     seed: int = Field(default=0, ge=0)
     dtype: Literal["float32", "bfloat16"] = Field(default="float32", description="the backbone's; adapters are float32")
 
