@@ -3,7 +3,7 @@
 import functools
 import statistics
 import sys
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 
@@ -106,11 +106,10 @@ def measure_lcm(backbone: Backbone, adapters: AdapterSet, cache: FeatureCache, r
 
 
 def measure_compiled(
-    backbone: Backbone, adapters: AdapterSet, cache: FeatureCache, steps: int, images: int, rounds: int,
-    **compile_options: Any,
-) -> None:  # fmt: skip
+    backbone: Backbone, adapters: AdapterSet, cache: FeatureCache, steps: int, images: int, rounds: int
+) -> None:
     """Time sampling with the U-Net compiled, which it stays; what torch.compile itself takes is not counted."""
-    backbone.unet.compile(**compile_options)
+    backbone.unet.compile()
     cases = {
         name: sampling_case(backbone, adapters, cache, "combined", strength, steps, images)
         for name, strength in (("plain", 0.0), ("conditioned", 1.0))

@@ -16,7 +16,7 @@ from dreamcache.cache import DEFAULT_LAYERS, FeatureCache, reference_features
 from dreamcache.checkpoints import TrainingLog, load_state, locked_folder, save_state
 from dreamcache.conditioning import conditioned
 from dreamcache.configs import TrainingConfig
-from dreamcache.processes import mean_over_processes, process_count, process_rank
+from dreamcache.processes import mean_over_processes, process_count, process_rank, wait_for_all
 from dreamcache.sample_grid import save_sample_grid
 from dreamcache.training_data import TrainingData, collate, store_latents
 from dreamcache.validation import held_out_triplets, prepare_validation, validation_losses
@@ -77,6 +77,7 @@ def train_adapters(
         stored = store_latents(backbone, shards, config, report) if config.store_latents else None
         data = TrainingData(shards, config, backbone, stored)
         _Training(backbone, shards, data, config, folder, identity, state, report).run(workers)
+        wait_for_all()
     return folder / "adapters"
 
 
