@@ -81,6 +81,8 @@ def run_benchmark(
         measure(backbone, **given)
     except (ValueError, FileNotFoundError) as error:
         parser.exit(2, f"{parser.prog}: {error}\n")
+    except torch.OutOfMemoryError:
+        parser.exit(1, f"{parser.prog}: {device} has not enough memory for this: lower the numbers given\n")
     return 0
 
 

@@ -13,6 +13,7 @@ from benchmarks.timing import Case, median_ratio, megabytes, paired_seconds, pea
 from dreamcache.adapters import AdapterSet
 from dreamcache.backbone import Backbone
 from dreamcache.cache import DEFAULT_LAYERS, FeatureCache, cache_reference, reference_features
+from dreamcache.conditioning import conditioned
 from dreamcache.configs import SamplingConfig
 from dreamcache.sampling import sample_images, sample_latents
 
@@ -52,7 +53,7 @@ def measure_caching(backbone: Backbone, rounds: int) -> FeatureCache:
 def measure_sampling(
     backbone: Backbone, adapters: AdapterSet, cache: FeatureCache, steps: int, images: int, rounds: int
 ) -> dict[str, Case]:
-    """Time conditioned against plain sampling at the same number of guidance branches; returns the cases."""
+    """Time conditioned against plain sampling at the same number of guidance branches; returns both's cases."""
     cases = {
         f"{guidance}, {kind}": sampling_case(backbone, adapters, cache, guidance, strength, steps, images)
         for guidance in ("joint", "combined")
@@ -60,7 +61,14 @@ def measure_sampling(
     }
     # IP-Adapter's guidance has two branches, as the joint one.
     cases["joint, IP-Adapter"] = cases["joint, plain"]
-    seconds = paired_seconds(cases, rounds, backbone.device, {"joint, IP-Adapter": ip_adapter(backbone.unet)})
+
+    @torch.no_grad()
+    def enter() -> None:
+        with conditioned(backbone.unet, adapters, cache):
+            pass
+
+    around = {"joint, IP-Adapter": ip_adapter(backbone.unet)}
+    seconds = paired_seconds({**cases, "entering": enter}, rounds, backbone.device, around)
     rows = []
     for name in sorted(cases, reverse=True):
         plain = f"{name.partition(',')[0]}, plain"
@@ -70,7 +78,9 @@ def measure_sampling(
     title = f"Sampling {images} image(s), {steps} step(s), without decoding (medians of {rounds} rounds)"
     print_table(title, ["guidance", "time", "ratio to plain", "added a step"], rows)
     print("joint: 2 branches, combined: 3; plain: the same branches at strength 0. The reference is cached before.")
-    return cases
+    once = statistics.median(seconds["entering"])
+    print(f"Conditioned includes {once * 1000:.1f} ms once a batch, however many steps: keys, values, folded weights.")
+    return {name: case for name, case in cases.items() if name not in around}
 
 
 def sampling_case(

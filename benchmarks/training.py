@@ -177,7 +177,7 @@ def _triplet_shard(folder: Path, size: int) -> Path:
 def main(arguments: list[str]) -> int:
     """The command; returns the exit code."""
     gpu = torch.cuda.is_available()
-    defaults = {"batch_size": 16 if gpu else 1, "rounds": 20 if gpu else 3, "workers": 8 if gpu else 0}
+    defaults = {"batch_size": 8 if gpu else 1, "rounds": 20 if gpu else 3, "workers": 8 if gpu else 0}
     return run_benchmark("The speed of training", arguments, defaults, measure)
 
 

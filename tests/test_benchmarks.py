@@ -5,14 +5,18 @@ from pathlib import Path
 import pytest
 import torch
 from tiny_diffusion import save_tiny_stable_diffusion
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import sampling, table3, training
+from benchmarks.backbones import random_sd15
 from benchmarks.ip_adapter import ip_adapter
 from benchmarks.lora import _add_lora
 from benchmarks.timing import median_ratio, paired_seconds
 from dreamcache.adapters import AdapterSet
 from dreamcache.backbone import load_backbone
-from dreamcache.cache import cache_reference
+from dreamcache.cache import DEFAULT_LAYERS, FeatureCache, cache_reference, reference_features
+from dreamcache.conditioning import conditioned
 from dreamcache.training import training_loss
 
 CPU = torch.device("cpu")
@@ -55,11 +59,11 @@ def test_plain_cases_are_plain_and_ip_adapter_is_taken_out_again(backbone):
     for parameter in adapters.parameters():
         parameter.add_(torch.randn_like(parameter) * 0.1)
     cache = cache_reference(backbone, torch.zeros(1, 3, 64, 64))
-    plain, conditioned = (
+    plain, personalized = (
         sampling.sampling_case(backbone, adapters, cache, "joint", strength, 1, 1) for strength in (0.0, 1.0)
     )
     before = plain()
-    assert not torch.equal(conditioned(), before)
+    assert not torch.equal(personalized(), before)
     installed = ip_adapter(backbone.unet)
     with installed():
         assert not torch.allclose(plain(), before)
@@ -114,12 +118,31 @@ def test_loops_that_are_compared_have_the_same_loss(backbone, tmp_path):
     assert parameters and all(parameter.grad is not None for parameter in parameters)
 
 
-def test_sd15_is_the_published_architecture():
-    from dreamcache.parameters import empty_unet
-
-    unet = empty_unet("sd15")
+@torch.no_grad()
+def test_sd15_keeps_the_speed_promises_in_arithmetic():
+    backbone = random_sd15(torch.device("meta"), torch.float32)
+    unet = backbone.unet
     assert sum(parameter.numel() for parameter in unet.parameters()) == 859_520_964
-    # Rank 4 in 32 attentions: diffusers' script trains 797,184 parameters on this U-Net.
+    latents, text = backbone.encode_images(torch.zeros(1, 3, 512, 512)), backbone.encode_prompts(["a teapot"])
+    assert (latents.shape, text.shape) == ((1, 4, 64, 64), (1, 77, 768))
+    at = torch.ones(3, dtype=torch.int64, device="meta")
+
+    def flops(case) -> int:
+        with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+            case()
+        return counter.get_total_flops()
+
+    def three_branches() -> None:
+        unet(latents.expand(3, -1, -1, -1), at, text.expand(3, -1, -1))
+
+    one_pass = flops(lambda: unet(latents, at[:1], text))
+    cached = flops(lambda: reference_features(backbone, latents, latents, DEFAULT_LAYERS, text))
+    cache = FeatureCache(reference_features(backbone, latents, latents, DEFAULT_LAYERS, text))
+    with conditioned(unet, AdapterSet.for_unet(unet), cache, torch.tensor([1.0, 1.0, 0.0])):
+        personalized = flops(three_branches)
+    assert one_pass == pytest.approx(0.8e12, rel=0.02)
+    assert cached < 0.9 * one_pass and 1.0 < personalized / flops(three_branches) < 1.035
+    # Rank 4 in 32 attentions: what diffusers' script trains on this U-Net.
     assert sum(parameter.numel() for parameter in _add_lora(unet)) == 797_184
 
 

@@ -279,6 +279,10 @@ def test_stored_latents_serve_their_own_recipe_alone(backbone, tmp_path):
     others = [{"reference_variants": 1}, {"seed": 1}, {"augment_references": False}]
     files = {store_latents(backbone, shards, CONFIG.model_copy(update=other))[0] for other in others}
     assert len(files | {first}) == 4
+    elsewhere = write_tiny_triplets(tmp_path / "other", shards=1)
+    (tmp_path / "other" / "triplets" / "latents").write_text("in the way")
+    with pytest.raises(ValueError, match="set store_latents to false"):
+        store_latents(backbone, TripletShards(elsewhere), CONFIG)
 
 
 def test_a_file_that_is_being_written_is_no_leftover(tmp_path):
