@@ -35,9 +35,7 @@ class TrainingConfig(BaseModel):
     max_grad_norm: float | None = Field(default=1.0, gt=0)
     caption_dropout: float = Field(default=0.07, ge=0, le=1, description="share of triplets that see the null text")
     augment_references: bool = True
-    store_latents: bool = Field(
-        default=True, description="encode targets and captions once and keep them beside the shards"
-    )
+    store_latents: bool = Field(default=True, description="keep targets and captions encoded beside the shards")
     reference_variants: int = Field(
         default=0, ge=0, description="augmented references kept on disk for each triplet; 0: a new one at each visit"
     )
