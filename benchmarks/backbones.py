@@ -49,10 +49,9 @@ def random_sd15(device: torch.device, dtype: torch.dtype) -> Backbone:
             )
         )  # fmt: skip
     scheduler = DDPMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False)
-    parts = [module.to(device=device, dtype=dtype) for module in (vae, text_encoder)]
-    backbone = Backbone(
-        *parts, tokenizer, unet.to(device=device, dtype=dtype), scheduler, Path("sd15"), "sd15 with random weights"
-    )
+    for module in (vae, text_encoder, unet):
+        module.to(device=device, dtype=dtype)
+    backbone = Backbone(vae, text_encoder, tokenizer, unet, scheduler, Path("sd15"), "sd15 with random weights")
     # There are no files whose digest it could be.
     backbone.identity = "sd15 with random weights, seed 0"
     return backbone

@@ -18,7 +18,7 @@ from tiny_triplets import write_tiny_triplets
 from dreamcache.adapters import AdapterSet
 from dreamcache.backbone import load_backbone
 from dreamcache.checkpoints import LOG_COLUMNS, locked_folder, written_at_once
-from dreamcache.configs import TrainingConfig
+from dreamcache.configs import SamplingConfig, TrainingConfig
 from dreamcache.training import train_adapters, training_loss
 from dreamcache.training_data import TrainingData, collate, store_latents
 from dreamcache.validation import (
@@ -258,7 +258,8 @@ def test_out_of_memory_names_the_batch_that_fits(backbone, paths, tmp_path, monk
             train_adapters(backbone, paths, config, tmp_path / str(fits))
 
 
-def test_sample_grids_show_held_out_subjects_and_disturb_nothing(backbone, paths, undisturbed, tmp_path):
+def test_sample_grids_show_held_out_subjects_and_disturb_nothing(backbone, paths, undisturbed, tmp_path, monkeypatch):
+    monkeypatch.setattr("dreamcache.sample_grid.SAMPLING", SamplingConfig(guidance="joint", steps=2))
     config = CONFIG.model_copy(update={"steps": 2, "samples_every": 1})
     train_adapters(backbone, paths, config, tmp_path / "shown")
     grids = [tmp_path / "shown" / "samples" / f"{step:08d}.png" for step in (1, 2)]
