@@ -22,12 +22,10 @@ def written_at_once(path: Path) -> Iterator[Path]:
     remove_leftovers(path)
     temporary = temporary_beside(path)
     try:
-        # Locked while it is written, so that another process that writes beside it does not take it for a leftover.
-        with temporary.open("wb") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
-            yield temporary
+        yield temporary
+        with temporary.open("rb") as file:
             os.fsync(file.fileno())
-            os.replace(temporary, path)
+        os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
     sync_folder(path.parent)

@@ -19,6 +19,7 @@ from dreamcache.configs import TrainingConfig
 from dreamcache.processes import process_count, process_rank, wait_for_all
 from dreamcache.reference import augment_reference, reference_image, to_tensor
 from dreamcache.validation import is_held_out, key_hash, target_tensor
+from shards.files import locked_folder
 from shards.markers import checked_marker
 from shards.order import TrainingOrder
 from shards.triplets import TripletShards
@@ -146,7 +147,8 @@ def store_latents(
                     parts.setdefault(name, []).append(tensor.cpu())
                 if report is not None:
                     report({"encoded": encoded + start + len(triplets), "triplets": len(shards)})
-            with written_at_once(file) as temporary:
+            # One writer at a time, so that trainings that begin together take no file of another's for a leftover.
+            with locked_folder(file.parent), written_at_once(file) as temporary:
                 save_file({name: torch.cat(tensors).contiguous() for name, tensors in parts.items()}, temporary)
         encoded += shards.counts[shard]
     wait_for_all()

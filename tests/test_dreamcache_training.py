@@ -3,6 +3,7 @@ import os
 import signal
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -10,14 +11,13 @@ import pytest
 import torch
 from PIL import Image
 from pydantic import ValidationError
-from safetensors.torch import save_file
 from test_dreamcache_adapters import moved_adapters
 from tiny_diffusion import save_tiny_stable_diffusion
 from tiny_triplets import write_tiny_triplets
 
 from dreamcache.adapters import AdapterSet
 from dreamcache.backbone import load_backbone
-from dreamcache.checkpoints import LOG_COLUMNS, locked_folder, written_at_once
+from dreamcache.checkpoints import LOG_COLUMNS, locked_folder
 from dreamcache.configs import SamplingConfig, TrainingConfig
 from dreamcache.training import train_adapters, training_loss
 from dreamcache.training_data import TrainingData, collate, store_latents
@@ -28,7 +28,7 @@ from dreamcache.validation import (
     validation_loss,
     validation_losses,
 )
-from shards.files import remove_leftovers
+from shards.files import locked_folder as locked_for_writing
 from shards.triplets import TripletShards
 
 CONFIG = TrainingConfig(
@@ -286,8 +286,14 @@ def test_stored_latents_serve_their_own_recipe_alone(backbone, tmp_path):
         store_latents(backbone, TripletShards(elsewhere), CONFIG)
 
 
-def test_a_file_that_is_being_written_is_no_leftover(tmp_path):
-    with written_at_once(tmp_path / "file") as temporary:
-        save_file({"x": torch.zeros(3)}, temporary)
-        remove_leftovers(tmp_path / "file")
-    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+def test_trainings_that_begin_together_store_one_at_a_time(backbone, tmp_path):
+    shards = TripletShards(write_tiny_triplets(tmp_path / "run", shards=1))
+    folder = tmp_path / "run" / "triplets" / "latents"
+    folder.mkdir()
+    with ThreadPoolExecutor() as pool:
+        with locked_for_writing(folder):
+            other = pool.submit(store_latents, backbone, shards, CONFIG)
+            with pytest.raises(TimeoutError):
+                other.result(timeout=1)
+            assert not list(folder.iterdir())
+        assert other.result() == list(folder.iterdir())
