@@ -111,9 +111,9 @@ def test_loops_that_are_compared_have_the_same_loss(backbone, tmp_path):
     ours = training_loss(backbone, adapters, batch, null_text)
     whole = training.loss_without_early_stops(backbone, adapters, batch, null_text)
     of_lora, parameters, _ = training.lora_loss(backbone)
-    assert float(whole) == pytest.approx(float(ours), rel=1e-5)
+    assert whole.item() == pytest.approx(ours.item(), rel=1e-5)
     # Fresh adapters and a fresh LoRA both leave the backbone's prediction as it is.
-    assert float(of_lora(batch)) == pytest.approx(float(ours), rel=1e-5)
+    assert of_lora(batch).item() == pytest.approx(ours.item(), rel=1e-5)
     of_lora(batch).backward()
     assert parameters and all(parameter.grad is not None for parameter in parameters)
 
