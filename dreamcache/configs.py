@@ -54,7 +54,7 @@ class TrainingConfig(BaseModel):
     max_grad_norm: float | None = Field(default=1.0, gt=0)
     caption_dropout: float = Field(default=0.07, ge=0, le=1, description="share of triplets that see the null text")
     augment_references: bool = True
-    store_latents: bool = Field(default=True, description="encode targets and captions once and keep them on disk")
+    store_latents: bool = Field(default=True, description="keep targets and captions encoded beside the shards")
     reference_variants: int = Field(
         default=0, ge=0, description="augmented references kept on disk for each triplet; 0: a new one at each visit"
     )
@@ -64,6 +64,7 @@ class TrainingConfig(BaseModel):
     validation_every: int = Field(default=500, ge=1)
     validation_triplets: int = Field(default=64, ge=2)
     checkpoint_every: int = Field(default=500, ge=1)
+    samples_every: int = Field(default=0, ge=0, description="steps between grids of held-out subjects; 0: none")
     seed: int = Field(default=0, ge=0)
     dtype: Literal["float32", "bfloat16"] = Field(default="float32", description="the backbone's; adapters are float32")
 

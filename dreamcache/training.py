@@ -3,6 +3,7 @@
 import hashlib
 import time
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,8 @@ from dreamcache.cache import DEFAULT_LAYERS, FeatureCache, reference_features
 from dreamcache.checkpoints import TrainingLog, load_state, locked_folder, save_state
 from dreamcache.conditioning import conditioned
 from dreamcache.configs import TrainingConfig
+from dreamcache.processes import mean_over_processes, process_count, process_rank, wait_for_all
+from dreamcache.sample_grid import save_sample_grid
 from dreamcache.training_data import TrainingData, collate, store_latents
 from dreamcache.validation import held_out_triplets, prepare_validation, validation_losses
 from shards.markers import checked_marker
@@ -26,9 +29,11 @@ if TYPE_CHECKING:
 __all__ = ["TrainingConfig", "train_adapters", "training_loss"]
 
 # Settings that a training may be resumed with other values of: they change no step that was taken.
-_CHANGEABLE = {"steps", "validation_every", "validation_triplets", "checkpoint_every"}
+_CHANGEABLE = {"steps", "validation_every", "validation_triplets", "checkpoint_every", "samples_every"}
 # Reading a loss off a GPU waits for it, so losses are read several steps at a time.
 _LOG_EVERY = 10
+# Rows of a sample grid.
+_SAMPLES = 4
 
 
 def train_adapters(
@@ -43,18 +48,23 @@ def train_adapters(
     """Train adapters on triplet shards, resuming exactly what `folder` holds, and return the adapters' folder.
 
     `folder` gets `adapters/` (what `AdapterSet.from_pretrained` reads), `state/` (weights, optimizer, average, step),
-    `latents/` (encoded targets, captions and references) and `log.csv` (step, loss, lr, validation_right,
-    validation_wrong, validation_none). All randomness is a function of (seed, epoch, position), so resumed training
-    equals uninterrupted training, on the CPU bit for bit. `report` gets {"encoded", "triplets"} while latents are
-    stored, then {"step", "steps", "loss", "lr", "samples_per_second"} every few steps, with the validation losses
-    where there are any. `workers` processes read the data.
-    ValueError if the folder was begun with other settings, triplets or backbone, if another process trains in it, or
-    if the loss is no longer a number; FileNotFoundError for unfinished shards.
+    `log.csv` (step, loss, lr, validation_right, validation_wrong, validation_none) and `samples/` (grids by step). All
+    randomness is a function of (seed, epoch, position), so resumed training equals uninterrupted training, on the CPU
+    bit for bit, and where torch.distributed is initialized, its processes share each batch out and learn from the
+    same rows, noise and timesteps as one alone. `report` gets {"encoded", "triplets"} while latents are stored, then
+    {"step", "steps", "loss", "lr", "samples_per_second"} every few steps, with the validation losses where there are
+    any. `workers` processes read the data.
+    ValueError if the folder was begun with other settings, triplets or backbone, if another process trains in it, if
+    the batch cannot be shared out or does not fit into memory, or if the loss is no longer a number; FileNotFoundError
+    for unfinished shards.
     """
     folder = Path(folder)
     if str(backbone.dtype) != f"torch.{config.dtype}":
         raise ValueError(f"the backbone is in {backbone.dtype}, the training's dtype is {config.dtype}: load it so")
-    with locked_folder(folder):
+    if config.batch_size % (config.accumulation * process_count()):
+        parts = f"{config.accumulation} accumulated parts on {process_count()} processes"
+        raise ValueError(f"batch_size {config.batch_size} does not divide into {parts}: change one of them")
+    with locked_folder(folder) if process_rank() == 0 else nullcontext():
         shards = TripletShards(list(shard_paths))
         identity = _identity(backbone, shards, config)
         state = load_state(folder / "state" / "training.pt")
@@ -64,9 +74,10 @@ def train_adapters(
                 raise ValueError(f"{folder} has trained {state['step']} steps, more than {config.steps}: use another")
             if state["step"] == config.steps and (folder / "adapters" / "config.json").exists():
                 return folder / "adapters"
-        stored = store_latents(backbone, shards, config, folder / "latents", report) if config.store_latents else None
+        stored = store_latents(backbone, shards, config, report) if config.store_latents else None
         data = TrainingData(shards, config, backbone, stored)
         _Training(backbone, shards, data, config, folder, identity, state, report).run(workers)
+        wait_for_all()
     return folder / "adapters"
 
 
@@ -102,19 +113,25 @@ class _Training:
             self.optimizer.load_state_dict(state["optimizer"])
             if self.average is not None:
                 self.average.load_tensors(state["average"], "the training state")
-        self.log = TrainingLog(folder / "log.csv", self.step)
-        held_out = held_out_triplets(shards, config.held_out, config.validation_triplets)
-        self.validation = prepare_validation(backbone, held_out, self.adapters.layers) if len(held_out) > 1 else None
         self.null_text = backbone.encode_prompts([""])
         self.pending: list[tuple[int, Tensor, float]] = []
         self.logged_at = time.monotonic()
+        # One of several processes writes and looks at held-out triplets; the others only work.
+        self.leads = process_rank() == 0
+        if self.leads:
+            self.log = TrainingLog(folder / "log.csv", self.step)
+        held_out = held_out_triplets(shards, config.held_out, config.validation_triplets) if self.leads else []
+        self.validation = prepare_validation(backbone, held_out, self.adapters.layers) if len(held_out) > 1 else None
+        self.shown = held_out[:_SAMPLES]
 
     def run(self, workers: int) -> None:
         config = self.config
         part = config.batch_size // config.accumulation
-        rows = range(self.step * config.batch_size, config.steps * config.batch_size)
+        share = part // process_count()
+        starts = range(self.step * config.batch_size, config.steps * config.batch_size, part)
+        rows = ([start + process_rank() * share + row for row in range(share)] for start in starts)
         batches = iter(DataLoader(
-            self.data, batch_size=part, sampler=rows, num_workers=workers, collate_fn=collate,
+            self.data, batch_sampler=rows, num_workers=workers, collate_fn=collate,
             pin_memory=self.backbone.device.type == "cuda",
         ))  # fmt: skip
         while self.step < config.steps:
@@ -124,32 +141,50 @@ class _Training:
             total = torch.zeros((), device=self.backbone.device)
             for _ in range(config.accumulation):
                 total += self._accumulate(next(batches))
+            gradients = [parameter.grad for parameter in self.adapters.parameters() if parameter.grad is not None]
+            mean_over_processes([total, *gradients])
             if config.max_grad_norm is not None:
                 torch.nn.utils.clip_grad_norm_(self.adapters.parameters(), config.max_grad_norm)
             self.optimizer.step()
             self.optimizer.zero_grad(set_to_none=True)
             self.step += 1
             self._update_average()
+            if not self.leads:
+                continue
             self.pending.append((self.step, total, lr))
             last = self.step == config.steps
             validate = self.validation is not None and (last or self.step % config.validation_every == 0)
             checkpoint = last or self.step % config.checkpoint_every == 0
             if validate or checkpoint or len(self.pending) == _LOG_EVERY:
                 self._write_log(self._validate() if validate else {})
+            if config.samples_every and self.shown and (last or self.step % config.samples_every == 0):
+                grid = self.folder / "samples" / f"{self.step:08d}.png"
+                save_sample_grid(self.backbone, self.average or self.adapters, self.shown, grid)
             if checkpoint:
                 self._save()
 
     def _accumulate(self, batch: dict[str, Any]) -> Tensor:
         try:
-            loss = training_loss(self.backbone, self.adapters, batch, self.null_text, self.config.min_snr_gamma)
-            loss = loss / self.config.accumulation
-            loss.backward()
+            return self._backward(batch)
         except torch.OutOfMemoryError:
-            part = self.config.batch_size // self.config.accumulation
-            raise ValueError(
-                f"{part} triplets at a time do not fit into memory: set accumulation to {2 * self.config.accumulation} "
-                f"for {part // 2} at a time, with the same batch_size"
-            ) from None
+            pass  # what the failed pass holds is let go only here, where its traceback is gone
+        rows = self.config.batch_size // process_count()
+        for fits in range(len(batch["timestep"]) - 1, 0, -1):
+            if rows % fits == 0:
+                try:
+                    self._backward({name: values[:fits] for name, values in batch.items()})
+                except torch.OutOfMemoryError:
+                    continue
+                advice = f"{fits} fit: set accumulation to {rows // fits}, with the same batch_size"
+                break
+        else:
+            advice = "nor does one: use bfloat16, a smaller backbone or a larger GPU"
+        raise ValueError(f"{len(batch['timestep'])} triplets at a time do not fit into memory, {advice}")
+
+    def _backward(self, batch: dict[str, Any]) -> Tensor:
+        loss = training_loss(self.backbone, self.adapters, batch, self.null_text, self.config.min_snr_gamma)
+        loss = loss / self.config.accumulation
+        loss.backward()
         return loss.detach()
 
     @torch.no_grad()

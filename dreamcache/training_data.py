@@ -16,8 +16,10 @@ from torch.utils.data import Dataset
 
 from dreamcache.checkpoints import written_at_once
 from dreamcache.configs import TrainingConfig
+from dreamcache.processes import process_count, process_rank, wait_for_all
 from dreamcache.reference import augment_reference, reference_image, to_tensor
 from dreamcache.validation import is_held_out, key_hash, target_tensor
+from shards.files import locked_folder
 from shards.markers import checked_marker
 from shards.order import TrainingOrder
 from shards.triplets import TripletShards
@@ -108,16 +110,15 @@ def store_latents(
     backbone: "Backbone",
     shards: TripletShards,
     config: TrainingConfig,
-    folder: Path,
     report: Callable[[dict[str, Any]], None] | None = None,
     batch_size: int = 16,
 ) -> list[Path]:
-    """Encode every shard's targets, captions and reference variants into a safetensors file in `folder`.
+    """Encode every shard's targets, captions and reference variants into a safetensors file in `latents/` beside it.
 
-    A file's name holds a digest of all that it depends on, so what is there already is kept, and files made of other
-    triplets, with another backbone or other settings are never read. Returns the files, one a shard.
+    A file's name holds a digest of all that it depends on, so what is there already serves every training, and files
+    made of other triplets, with another backbone or other settings are never read. Several processes share out the
+    shards. Returns the files, one a shard. ValueError if nothing can be written beside the shards.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     files, encoded = [], 0
     for shard, path in enumerate(shards.paths):
         recipe = {
@@ -130,9 +131,13 @@ def store_latents(
             "augmentation": [config.augment_references, config.seed] if config.reference_variants else None,
         }
         digest = hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()
-        file = folder / f"{path.stem}-{digest[:16]}.safetensors"
+        file = path.parent / "latents" / f"{path.stem}-{digest[:16]}.safetensors"
         files.append(file)
-        if not file.exists():
+        if not file.exists() and shard % process_count() == process_rank():
+            try:
+                file.parent.mkdir(exist_ok=True)
+            except OSError as error:
+                raise ValueError(f"{file.parent} cannot be made ({error}): set store_latents to false") from error
             parts: dict[str, list[Tensor]] = {}
             for start in range(0, shards.counts[shard], batch_size):
                 triplets = [
@@ -142,9 +147,11 @@ def store_latents(
                     parts.setdefault(name, []).append(tensor.cpu())
                 if report is not None:
                     report({"encoded": encoded + start + len(triplets), "triplets": len(shards)})
-            with written_at_once(file) as temporary:
+            # One writer at a time, so that trainings that begin together take no file of another's for a leftover.
+            with locked_folder(file.parent), written_at_once(file) as temporary:
                 save_file({name: torch.cat(tensors).contiguous() for name, tensors in parts.items()}, temporary)
         encoded += shards.counts[shard]
+    wait_for_all()
     return files
 
 

@@ -39,7 +39,8 @@ def recipe(
 def training_step(profile: Profile, run: Path) -> Step:
     """Training: its settings, the backbone, and the triplet shards."""
     models = {"backbone": model_identity(profile.backbone, "backbone")}
-    settings = profile.training.model_dump(mode="json")
+    # Pictures taken on the way change nothing of what is learned.
+    settings = profile.training.model_dump(mode="json", exclude={"samples_every"})
     try:
         paths = triplet_paths(run)
     except FileNotFoundError:

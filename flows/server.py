@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
-import signal
 import socket
 import subprocess
 import sys
@@ -13,23 +11,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-# Loaded here and not in the forked child, where little is safe. None where there is no prctl (not Linux).
-_LIBC = ctypes.CDLL(None, use_errno=True) if sys.platform == "linux" else None
-_PR_SET_PDEATHSIG = 1
+from shards.processes import end_with_parent
 
 QUIET = {"DO_NOT_TRACK": "1", "PREFECT_SERVER_ANALYTICS_ENABLED": "false", "PREFECT_CLI_PROMPT": "false"}
-
-
-def end_with_parent() -> None:
-    """Ask the kernel to kill this process when the thread that started it ends, also by kill -9 (Linux; else nothing).
-
-    Prefect's own temporary server lacks this and outlives a killed parent.
-    """
-    if _LIBC is not None:
-        parent = os.getppid()
-        _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-        if os.getppid() != parent:  # it died before we asked
-            os.kill(os.getpid(), signal.SIGKILL)
 
 
 @contextmanager

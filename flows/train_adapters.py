@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import time
 from pathlib import Path
 from typing import Any
@@ -69,7 +70,9 @@ def train(profile: Profile, run: Path) -> State[Any] | None:
                 rows.append(row)
                 log.info("training: step %d, held-out loss %s", row["step"], _held_out(row))
 
-        adapters = train_in_folder(backbone, triplet_paths(run), profile.training, step.folder, report)
+        # A GPU waits for no decoding; on a CPU more processes would only take turns.
+        workers = min(8, os.cpu_count() or 1) if device == "cuda" else 0
+        adapters = train_in_folder(backbone, triplet_paths(run), profile.training, step.folder, report, workers=workers)
     step.finish(
         [*sorted(path for path in adapters.iterdir() if path.is_file()), step.folder / "log.csv"],
         {"seconds": round(time.monotonic() - started, 1), "device": device, "steps": profile.training.steps},

@@ -3,10 +3,13 @@ import os
 import signal
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from pydantic import ValidationError
 from test_dreamcache_adapters import moved_adapters
 from tiny_diffusion import save_tiny_stable_diffusion
@@ -15,7 +18,7 @@ from tiny_triplets import write_tiny_triplets
 from dreamcache.adapters import AdapterSet
 from dreamcache.backbone import load_backbone
 from dreamcache.checkpoints import LOG_COLUMNS, locked_folder
-from dreamcache.configs import TrainingConfig
+from dreamcache.configs import SamplingConfig, TrainingConfig
 from dreamcache.training import train_adapters, training_loss
 from dreamcache.training_data import TrainingData, collate, store_latents
 from dreamcache.validation import (
@@ -25,6 +28,7 @@ from dreamcache.validation import (
     validation_loss,
     validation_losses,
 )
+from shards.files import locked_folder as locked_for_writing
 from shards.triplets import TripletShards
 
 CONFIG = TrainingConfig(
@@ -94,7 +98,7 @@ def test_training_writes_adapters_state_and_log(undisturbed, backbone):
     assert all("norm" in name for name in still), still
 
 
-def test_training_killed_twice_and_resumed_equals_undisturbed(undisturbed, place, paths, backbone, tmp_path):
+def test_training_killed_twice_and_resumed_equals_undisturbed(undisturbed, place, backbone, tmp_path):
     script = (
         "import os, signal, sys, torch\n"
         "from pathlib import Path\n"
@@ -112,9 +116,10 @@ def test_training_killed_twice_and_resumed_equals_undisturbed(undisturbed, place
         "    if kill_after == f'step {len(seen)}': die()\n"
         "    return loss(*arguments)\n"
         "training.training_loss = counted\n"
-        "paths = sorted((Path(sys.argv[1]) / 'run' / 'triplets').glob('*.tar'))\n"
+        "paths = sorted((Path(sys.argv[2]).parent / 'run' / 'triplets').glob('*.tar'))\n"
         "training.train_adapters(load_backbone(Path(sys.argv[1]) / 'sd'), paths, CONFIG, Path(sys.argv[2]), report)\n"
     )
+    paths = write_tiny_triplets(tmp_path / "run")  # the same triplets, with nothing encoded yet
     for kill_after in ("latents", "step 5"):
         result = subprocess.run(
             [
@@ -168,12 +173,12 @@ def test_rows_depend_on_seed_and_number_alone(backbone, paths, tmp_path):
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_online_and_stored_latents_train_alike(backbone, paths, tmp_path, workers):
+def test_online_and_stored_latents_train_alike(backbone, paths, workers):
     shards, null_text = TripletShards(paths), backbone.encode_prompts([""])
     losses = []
     for stored in (True, False):
         config = CONFIG.model_copy(update={"reference_variants": 0, "store_latents": stored})
-        files = store_latents(backbone, shards, config, tmp_path / "latents") if stored else None
+        files = store_latents(backbone, shards, config) if stored else None
         data = TrainingData(shards, config, backbone, files)
         loader = torch.utils.data.DataLoader(
             data, batch_size=4, sampler=range(8), num_workers=workers, collate_fn=collate
@@ -237,3 +242,58 @@ def test_bfloat16_backbone_trains_float32_adapters(place, paths, tmp_path):
     config = CONFIG.model_copy(update={"dtype": "bfloat16", "steps": 2})
     adapters = AdapterSet.from_pretrained(train_adapters(backbone, paths, config, tmp_path / "bf16"))
     assert {parameter.dtype for parameter in adapters.parameters()} == {torch.float32}
+
+
+def test_out_of_memory_names_the_batch_that_fits(backbone, paths, tmp_path, monkeypatch):
+    config = CONFIG.model_copy(update={"batch_size": 12})
+    for fits, advice in ((5, "12 triplets at a time do not fit into memory, 4 fit: set accumulation to 3"), (0, "nor")):
+
+        def short_of_memory(*arguments, fits=fits):
+            if len(arguments[2]["timestep"]) > fits:
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            return training_loss(*arguments)
+
+        monkeypatch.setattr("dreamcache.training.training_loss", short_of_memory)
+        with pytest.raises(ValueError, match=advice):
+            train_adapters(backbone, paths, config, tmp_path / str(fits))
+
+
+def test_sample_grids_show_held_out_subjects_and_disturb_nothing(backbone, paths, undisturbed, tmp_path, monkeypatch):
+    monkeypatch.setattr("dreamcache.sample_grid.SAMPLING", SamplingConfig(guidance="joint", steps=2))
+    config = CONFIG.model_copy(update={"steps": 2, "samples_every": 1})
+    train_adapters(backbone, paths, config, tmp_path / "shown")
+    grids = [tmp_path / "shown" / "samples" / f"{step:08d}.png" for step in (1, 2)]
+    first, second = (np.asarray(Image.open(grid)) for grid in grids)
+    assert first.shape == (4 * 64, 3 * 64, 3) and np.array_equal(first[:, :128], second[:, :128])
+    reference, plain, personalized = np.split(second, 3, axis=1)
+    assert not np.array_equal(plain, personalized) and (reference[0, 0] == 255).all()
+    assert [row["loss"] for row in read_log(tmp_path / "shown")] == [row["loss"] for row in read_log(undisturbed)][:2]
+
+
+def test_stored_latents_serve_their_own_recipe_alone(backbone, tmp_path):
+    shards = TripletShards(write_tiny_triplets(tmp_path / "run", shards=1))
+    (first,) = store_latents(backbone, shards, CONFIG)
+    written = first.stat().st_mtime_ns
+    assert first.parent == tmp_path / "run" / "triplets" / "latents"
+    assert store_latents(backbone, shards, CONFIG.model_copy(update={"steps": 3})) == [first]
+    assert first.stat().st_mtime_ns == written
+    others = [{"reference_variants": 1}, {"seed": 1}, {"augment_references": False}]
+    files = {store_latents(backbone, shards, CONFIG.model_copy(update=other))[0] for other in others}
+    assert len(files | {first}) == 4
+    elsewhere = write_tiny_triplets(tmp_path / "other", shards=1)
+    (tmp_path / "other" / "triplets" / "latents").write_text("in the way")
+    with pytest.raises(ValueError, match="set store_latents to false"):
+        store_latents(backbone, TripletShards(elsewhere), CONFIG)
+
+
+def test_trainings_that_begin_together_store_one_at_a_time(backbone, tmp_path):
+    shards = TripletShards(write_tiny_triplets(tmp_path / "run", shards=1))
+    folder = tmp_path / "run" / "triplets" / "latents"
+    folder.mkdir()
+    with ThreadPoolExecutor() as pool:
+        with locked_for_writing(folder):
+            other = pool.submit(store_latents, backbone, shards, CONFIG)
+            with pytest.raises(TimeoutError):
+                other.result(timeout=1)
+            assert not list(folder.iterdir())
+        assert other.result() == list(folder.iterdir())

@@ -1,0 +1,78 @@
+"""Training in a run folder by several processes: `torchrun --nproc-per-node 4 -m dreamcache.train RUN`.
+
+Each process has a GPU of its own, or all share the CPU. Without torchrun it is one process.
+"""
+
+import argparse
+import datetime
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from pydantic import ValidationError
+
+from dreamcache.backbone import load_backbone
+from dreamcache.configs import TrainingConfig
+from dreamcache.processes import process_rank
+from dreamcache.training import train_adapters
+from shards.processes import end_with_parent
+from shards.triplets import triplet_paths
+
+
+def main(arguments: list[str]) -> int:
+    """Train on RUN's triplets in RUN/training, by the settings that RUN/config.json keeps; returns the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m dreamcache.train", description=__doc__)
+    parser.add_argument("run", type=Path, help="a run folder whose dataset is built")
+    parser.add_argument("--workers", type=int, default=0, help="processes that read data, for each training process")
+    given = parser.parse_args(arguments)
+    processes, local_rank = (int(os.environ.get(n, d)) for n, d in (("WORLD_SIZE", "1"), ("LOCAL_RANK", "0")))
+    gpu = torch.cuda.is_available()
+    if gpu:
+        torch.cuda.set_device(local_rank)
+    if processes > 1:
+        end_with_parent()  # torchrun killed by force would leave them training
+        # The others wait as long as process 0 validates, or as another still encodes its last shard.
+        dist.init_process_group("nccl" if gpu else "gloo", timeout=datetime.timedelta(days=1))
+    try:
+        config, location = _settings(given.run)
+        backbone = load_backbone(location, f"cuda:{local_rank}" if gpu else "cpu", getattr(torch, config.dtype))
+        paths, folder = triplet_paths(given.run), given.run / "training"
+        report = _print_progress if process_rank() == 0 else None
+        adapters = train_adapters(backbone, paths, config, folder, report, workers=given.workers)
+    except (ValueError, FileNotFoundError) as error:
+        print(f"dreamcache.train: {error}", file=sys.stderr)
+        return 1
+    if process_rank() == 0:
+        print(f"trained: {adapters}")
+    if processes > 1:
+        dist.destroy_process_group()
+    return 0
+
+
+def _settings(run: Path) -> tuple[TrainingConfig, str]:
+    file = run / "config.json"
+    if not file.is_file():
+        raise FileNotFoundError(f"{file} is missing: `dreamcache build-dataset --run {run}` writes it")
+    try:
+        content = json.loads(file.read_text())
+        return TrainingConfig(**content["training"]), str(content["backbone"])
+    except (json.JSONDecodeError, KeyError, TypeError, ValidationError) as error:
+        reason = str(error).replace("\n", " ")
+        raise ValueError(f"{file} holds no training's settings ({reason}): start build-dataset again") from error
+
+
+def _print_progress(row: dict[str, Any]) -> None:
+    if "step" in row:
+        print(
+            f"step {row['step']} of {row['steps']}, loss {row['loss']:.4f}, {row['samples_per_second']:.1f} samples/s"
+        )
+    else:
+        print(f"encoded {row['encoded']} of {row['triplets']} triplets")
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,152 @@
+import re
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from tiny_diffusion import save_tiny_stable_diffusion
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from benchmarks import sampling, table3, training
+from benchmarks.backbones import random_sd15
+from benchmarks.ip_adapter import ip_adapter
+from benchmarks.lora import _add_lora
+from benchmarks.timing import median_ratio, paired_seconds
+from dreamcache.adapters import AdapterSet
+from dreamcache.backbone import load_backbone
+from dreamcache.cache import DEFAULT_LAYERS, FeatureCache, cache_reference, reference_features
+from dreamcache.conditioning import conditioned
+from dreamcache.training import training_loss
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    return save_tiny_stable_diffusion(tmp_path_factory.mktemp("benchmarks") / "sd")
+
+
+@pytest.fixture(scope="module")
+def backbone(folder):
+    return load_backbone(folder)
+
+
+def test_cases_run_by_turns_and_ratios_pair_rounds():
+    order: list[str] = []
+    cases = {"a": lambda: (order.append("a"), time.sleep(0.02)), "b": lambda: order.append("b")}
+    seconds = paired_seconds(cases, 3, CPU)
+    assert order == ["a", "b", "b", "a", "a", "b", "b", "a"]
+    assert len(seconds["a"]) == len(seconds["b"]) == 3 and median_ratio(seconds, "a", "b") > 2
+    assert median_ratio({"x": [1.0, 4.0, 9.0], "y": [1.0, 2.0, 3.0]}, "x", "y") == 2.0
+    with pytest.raises(ValueError, match="rounds must be at least 1"):
+        paired_seconds(cases, 0, CPU)
+
+
+def test_sampling_compares_equal_branches(folder, capsys):
+    assert sampling.main([str(folder), "--device", "cpu", "--steps", "1", "--rounds", "1"]) == 0
+    out = capsys.readouterr().out
+    for line in ("joint, plain", "combined, plain"):
+        assert re.search(rf"{line} .* 1\.000 +0\.0 ms", out), out
+    assert all(name in out for name in ("joint, conditioned", "combined, conditioned", "joint, IP-Adapter"))
+    assert re.search(r"caching, the U-Net's part +[\d.]+ s +[\d.]+", out)
+
+
+@torch.no_grad()
+def test_plain_cases_are_plain_and_ip_adapter_is_taken_out_again(backbone):
+    adapters = AdapterSet.for_unet(backbone.unet)
+    torch.manual_seed(1)
+    for parameter in adapters.parameters():
+        parameter.add_(torch.randn_like(parameter) * 0.1)
+    cache = cache_reference(backbone, torch.zeros(1, 3, 64, 64))
+    plain, personalized = (
+        sampling.sampling_case(backbone, adapters, cache, "joint", strength, 1, 1) for strength in (0.0, 1.0)
+    )
+    before = plain()
+    assert not torch.equal(personalized(), before)
+    installed = ip_adapter(backbone.unet)
+    with installed():
+        assert not torch.allclose(plain(), before)
+    assert torch.equal(plain(), before)
+
+
+def test_lcm_and_compiled_sampling_are_measured(backbone, capsys, monkeypatch):
+    compiled = []
+    # Compiling takes minutes; that it changes no result is tested beside `conditioned`.
+    monkeypatch.setattr(backbone.unet, "compile", lambda: compiled.append(True))
+    adapters = AdapterSet.for_unet(backbone.unet)
+    cache = cache_reference(backbone, torch.zeros(1, 3, 64, 64))
+    sampling.measure_lcm(backbone, adapters, cache, 1)
+    sampling.measure_compiled(backbone, adapters, cache, 1, 1, 1)
+    assert compiled
+    out = capsys.readouterr().out
+    assert len(re.findall(r"^conditioned +[\d.]+", out, re.MULTILINE)) == 2
+
+
+def test_table3_says_what_it_extrapolates(folder, capsys):
+    assert table3.main([str(folder), "--device", "cpu", "--steps", "3", "--rounds", "1"]) == 0
+    out = capsys.readouterr().out
+    assert "EXTRAPOLATED: 3 steps were measured, the other 97" in out
+    rows = {name: re.search(rf"^{name} .*", out, re.MULTILINE)[0].split() for name in ("plain", "joint", "combined")}
+    assert [row[1] for row in rows.values()] == ["2", "2", "3"] and rows["plain"][2] == "-"
+    to_cache, steps, together = (float(rows["joint"][n]) for n in (2, 4, 6))
+    assert together == pytest.approx(to_cache + steps, abs=2e-3)
+    with pytest.raises(SystemExit):
+        table3.main([str(folder), "--device", "cpu", "--steps", "101"])
+    assert "--steps must be 2 to 100, not 101" in capsys.readouterr().err
+
+
+def test_training_measures_four_loops(folder, capsys):
+    assert training.main([str(folder), "--device", "cpu", "--batch-size", "2", "--rounds", "1"]) == 0
+    out = capsys.readouterr().out
+    loops = (training.STORED, training.ONLINE, training.BASELINE, training.LORA)
+    tflop = {name: float(re.search(rf"^{re.escape(name)} +\S+ +\S+ +(\S+)", out, re.MULTILINE)[1]) for name in loops}
+    # Encoding the reference costs something, and stopping nowhere costs more than stopping early.
+    assert tflop[training.STORED] < tflop[training.ONLINE] and tflop[training.STORED] < tflop[training.BASELINE]
+
+
+def test_loops_that_are_compared_have_the_same_loss(backbone, tmp_path):
+    batch = next(training.training_batches(backbone, tmp_path, True, 2, 0))
+    adapters, null_text = AdapterSet.for_unet(backbone.unet), backbone.encode_prompts([""])
+    ours = training_loss(backbone, adapters, batch, null_text)
+    whole = training.loss_without_early_stops(backbone, adapters, batch, null_text)
+    of_lora, parameters, _ = training.lora_loss(backbone)
+    assert whole.item() == pytest.approx(ours.item(), rel=1e-5)
+    # Fresh adapters and a fresh LoRA both leave the backbone's prediction as it is.
+    assert of_lora(batch).item() == pytest.approx(ours.item(), rel=1e-5)
+    of_lora(batch).backward()
+    assert parameters and all(parameter.grad is not None for parameter in parameters)
+
+
+@torch.no_grad()
+def test_sd15_keeps_the_speed_promises_in_arithmetic():
+    backbone = random_sd15(torch.device("meta"), torch.float32)
+    unet = backbone.unet
+    assert sum(parameter.numel() for parameter in unet.parameters()) == 859_520_964
+    latents, text = backbone.encode_images(torch.zeros(1, 3, 512, 512)), backbone.encode_prompts(["a teapot"])
+    assert (latents.shape, text.shape) == ((1, 4, 64, 64), (1, 77, 768))
+    at = torch.ones(3, dtype=torch.int64, device="meta")
+
+    def flops(case) -> int:
+        with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+            case()
+        return counter.get_total_flops()
+
+    def three_branches() -> None:
+        unet(latents.expand(3, -1, -1, -1), at, text.expand(3, -1, -1))
+
+    one_pass = flops(lambda: unet(latents, at[:1], text))
+    cached = flops(lambda: reference_features(backbone, latents, latents, DEFAULT_LAYERS, text))
+    cache = FeatureCache(reference_features(backbone, latents, latents, DEFAULT_LAYERS, text))
+    with conditioned(unet, AdapterSet.for_unet(unet), cache, torch.tensor([1.0, 1.0, 0.0])):
+        personalized = flops(three_branches)
+    assert one_pass == pytest.approx(0.8e12, rel=0.02)
+    assert cached < 0.9 * one_pass and 1.0 < personalized / flops(three_branches) < 1.035
+    # Rank 4 in 32 attentions: what diffusers' script trains on this U-Net.
+    assert sum(parameter.numel() for parameter in _add_lora(unet)) == 797_184
+
+
+def test_what_cannot_be_measured_is_named(capsys, tmp_path):
+    with pytest.raises(SystemExit) as stopped:
+        sampling.main([str(tmp_path / "nothing"), "--device", "cpu"])
+    assert stopped.value.code == 2 and "no Stable Diffusion in" in capsys.readouterr().err
