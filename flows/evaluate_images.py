@@ -14,7 +14,7 @@ from flows.plans import calibration, given_evaluation, scored_step
 from flows.profiles import DrawnBenchmark, load_profile
 
 
-@flow(name="evaluate-images", flow_run_name="scores of {images}")
+@flow(name="evaluate-images", flow_run_name="scores in {run}")
 def evaluate_images(
     profile: str = "miniature",
     run: str = "runs/miniature",

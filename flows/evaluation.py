@@ -1,4 +1,4 @@
-"""What every evaluation goes through in order: masks, images, embeddings, rows and summary, each where it is not done."""
+"""What every evaluation goes through in order, where it is not done: masks, images, embeddings, rows, summary."""
 
 from __future__ import annotations
 

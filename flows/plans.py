@@ -28,8 +28,8 @@ BENCHMARK_VERSION = 1
 EVALUATION_VERSION = 2
 REPORT_VERSION = 2
 
-# The folders of a run's evaluations: of the adapters just trained, of those that the profile compares them with, of the
-# points of a sweep, one below another, and, with a name at the end, of images that were given. The last is of real ones.
+# The folders of a run's evaluations: of the adapters just trained, of those that the profile compares them with, of a
+# sweep's points, of images that were given, and of the real ones.
 TRAINED, COMPARED, SWEEP, GIVEN = "evaluation", "evaluation-compared", "sweep/", "evaluation-of-"
 CALIBRATION = "calibration"
 
@@ -133,7 +133,7 @@ def scores_folder(run: Path, images: Path | None, name: str) -> Path:
 def remaining_scores(profile: Profile, run: Path, images: Path | None, name: str) -> list[str]:
     """What scoring a folder's images, or the real ones for None, would do and why; empty if it is up to date."""
     label = scores_folder(run, images, name).name
-    check_models(profile.model_copy(update={"compare_with": None}))
+    _embedders(profile)  # a missing model is named before anything is drawn
     if isinstance(profile.benchmark, DrawnBenchmark) and benchmark_step(profile.benchmark, run).changes():
         return [f"{label}: after the benchmark"]
     evaluation = calibration(profile, run) if images is None else given_evaluation(profile, run, name, images)

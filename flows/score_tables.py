@@ -68,14 +68,14 @@ def compared(first: Path, second: Path, variant: str | None = None) -> str:
     `variant` is compared where an evaluation has it, by default "adapters"; else its only one. Raises ValueError where
     the two do not compare: other protocol, benchmark, scoring models, prompts or seeds.
     """
-    chosen = [_of_one_variant(folder, variant or "adapters") for folder in (first, second)]
-    names = [f"{folder} ({rows[0]['variant']})" for folder, rows in zip((first, second), chosen, strict=True)]
+    ours, theirs = (_of_one_variant(folder, variant or "adapters") for folder in (first, second))
     try:
-        differences = compare(*chosen)
+        differences = compare(ours, theirs)
     except KeyError as error:
         raise ValueError(f"the rows have no {error.args[0]!r}: not the rows of an evaluation") from None
     rows = [{"subjects": KIND_NAMES[kind], **estimate_cells(found, True)} for kind, found in differences.items()]
-    return "\n".join([f"{names[0]} minus {names[1]}, protocol {chosen[0][0]['protocol']}", *_aligned(rows)])
+    names = [f"{folder} ({found[0]['variant']})" for folder, found in ((first, ours), (second, theirs))]
+    return "\n".join([f"{names[0]} minus {names[1]}, protocol {ours[0]['protocol']}", *_aligned(rows)])
 
 
 def calibration_table(folder: Path, dino: str, clip: str) -> str:

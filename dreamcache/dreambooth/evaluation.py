@@ -128,8 +128,14 @@ class Evaluation:
         }
 
     def found_masks(self, variant: Variant | None, subject: Subject) -> dict[str, bytes]:
-        """The stored masks by key, of images whose subject was found with a box score that suffices."""
-        records = read_tar_records(self.mask_plan(variant, subject).path)
+        """The stored masks by key, of images whose subject was found with a box score that suffices.
+
+        Raises ValueError where the mask stage has not been run.
+        """
+        plan = self.mask_plan(variant, subject)
+        if plan.state() != "done":
+            raise ValueError(f"{plan.path}: masks not made yet, or by other settings; run the mask stage first")
+        records = read_tar_records(plan.path)
         return {
             key: parts["mask.png"]
             for key, parts in records
