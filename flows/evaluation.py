@@ -45,7 +45,8 @@ def make_evaluation(
         backbone, adapters, device = models()
         log.info("%s: sampling %d subjects on %s", name, len(evaluation.subjects), device)
         with Progress(f"{name} images", len(evaluation.image_plans()), "shards") as progress:
-            generate_cases(evaluation, backbone, adapters, report=_reporter(progress))
+            report = _reporter(progress)
+            generate_cases(evaluation, backbone, adapters, report=report, ip_adapter=profile.ip_adapter)
         del backbone, adapters  # the scoring models may need their memory
     sampled = time.monotonic()
     _make_masks(evaluation, profile.dataset.masks, name, real=False)

@@ -104,6 +104,10 @@ def evaluation_of(profile: Profile, run: Path, name: str) -> Evaluation:
         "adapters": model_identity(str(adapters), "adapters"),
         **_embedders(profile),
     }
+    if "ip-adapter" in config.variants:
+        if profile.ip_adapter is None:
+            raise ValueError("the variant ip-adapter needs one: --set ip_adapter=h94/IP-Adapter, or its local folder")
+        models["ip_adapter"] = model_identity(profile.ip_adapter, "ip_adapter")
     unmasked = not all(subject.mask(image) for subject in benchmark.subjects for image in subject.images)
     stage = _mask_stage(profile) if config.masked_metrics or unmasked else None
     return Evaluation(run / name, benchmark, config, models, stage)

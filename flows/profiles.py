@@ -44,6 +44,7 @@ class Profile(BaseModel):
     dino: str = Field(description="the ViT of the DINO scores")
     clip: str = Field(description="the CLIP of CLIP-I and CLIP-T")
     dinov2: str | None = Field(None, description="a DINOv2 for one more column of scores")
+    ip_adapter: str | None = Field(None, description="an IP-Adapter for the backbone, for the variant ip-adapter")
     sweep: SweepConfig = SweepConfig()
     compare_with: str | None = Field(None, description="a folder of adapters to evaluate beside the trained ones")
 

@@ -31,6 +31,11 @@ VARIANTS = {
         "Shown another subject, of the same class where there is one, and scored against the right one. "
         "What is gained here is gained by looking like a reference at all, not like this one.",
     ),
+    "ip-adapter": (
+        "IP-Adapter",
+        "The same backbone, seeds and references with IP-Adapter, another method without finetuning. "
+        "Its scale is a setting, and its scores move with it as ours do.",
+    ),
     "copy-paste": (
         "Copied reference",
         "The reference itself for every prompt: the upper bound of likeness, deaf to the prompt. "

@@ -7,7 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from dreamcache.configs import SamplingConfig
 
 Protocol = Literal["one-reference", "all-references"]
-Variant = Literal["no-adapters", "adapters", "wrong-reference", "copy-paste", "given"]
+Variant = Literal["no-adapters", "adapters", "wrong-reference", "ip-adapter", "copy-paste", "given"]
 Background = Literal["white", "grey", "black"]
 
 PREPROCESSING = {
@@ -33,6 +33,7 @@ class EvaluationConfig(BaseModel):
     variants: tuple[Variant, ...] = Field(
         ("no-adapters", "adapters", "wrong-reference", "copy-paste"), description="what is compared"
     )
+    ip_adapter_scale: float = Field(0.6, ge=0, le=1, description="of the variant ip-adapter's reference")
     masked_metrics: bool = Field(False, description="also score the subjects cut out: MDINO and MCLIP-I (paper S2.1)")
     min_box_score: float = Field(0.3, ge=0, le=1, description="a subject whose box scores less counts as not found")
     background: Background = Field("white", description="what masked metrics put in the background's place")

@@ -13,8 +13,9 @@ An evaluation folder holds, a shard a subject (its number in the benchmark's tab
     summary.json
 
 The variants: "no-adapters" is the backbone alone; "adapters" sees the subject's reference; "wrong-reference" sees
-another subject's and is scored against the right one; "copy-paste" is the reference itself, put out for every prompt;
-"given" are images of whatever origin from a folder (see `given`). "real" stands for the benchmark's own images.
+another subject's and is scored against the right one; "ip-adapter" is the backbone with IP-Adapter; "copy-paste" is the
+reference itself, put out for every prompt; "given" are images of whatever origin from a folder (see `given`). "real"
+stands for the benchmark's own images.
 """
 
 import hashlib
@@ -54,10 +55,11 @@ class Reference:
 class Evaluation:
     """A benchmark, a configuration, the models and a folder: all that an evaluation's shards depend on.
 
-    `models` maps "backbone", "adapters", "dino", "clip" and perhaps "dinov2" to the identities of their weights; the
-    first two are needed by the variants that use them only. `mask_stage` is the stage that cuts subjects out, run by
-    the caller on `mask_plan`; it serves masked metrics, and references that have no mask beside them. Without it such a
-    reference is taken as it is, background and all, and the rows say so. `given` maps the keys of cases to image files.
+    `models` maps "backbone", "adapters", "ip_adapter", "dino", "clip" and perhaps "dinov2" to the identities of their
+    weights; the first three are needed by the variants that use them only. `mask_stage` is the stage that cuts subjects
+    out, run by the caller on `mask_plan`; it serves masked metrics, and references that have no mask beside them.
+    Without it such a reference is taken as it is, background and all, and the rows say so. `given` maps the keys of
+    cases to image files.
     """
 
     folder: Path
@@ -149,11 +151,14 @@ class Evaluation:
         shown, reference = self.shown(variant, subject), self.reference(variant, subject)
         waiting: list[ShardPlan] = []
         if shown is not None:
-            models["adapters"] = self.models["adapters"]
+            name = "ip_adapter" if variant == "ip-adapter" else "adapters"
+            models[name] = self.models[name]
             # Once the mask is known it is part of the reference's digest, and no other mask of its shard matters.
             waiting = [plan for plan in self._real_mask_plans(shown) if plan.state() != "done"]
-        else:
-            del sampling["guidance"], sampling["image_guidance_scale"]  # the backbone alone has no such branches
+        if variant in ("no-adapters", "ip-adapter"):
+            del sampling["guidance"], sampling["image_guidance_scale"]  # they have no such branches
+        if variant == "ip-adapter":
+            sampling["ip_adapter_scale"] = self.config.ip_adapter_scale
         settings = {
             **self._case_settings(subject),
             "sampling": sampling,
