@@ -200,13 +200,13 @@ def _score_images(
     print(f"Rows: {folder}")
 
 
-def _run_flow(name: str, profile: str, run: Path, settings: dict[str, Any], debug: bool, **more: Any) -> None:
+def _run_flow(command: str, profile: str, run: Path, settings: dict[str, Any], debug: bool, **more: Any) -> None:
     started = time.monotonic()
     _quiet_libraries(debug)
     from flows.server import prefect_server
 
     with prefect_server(run / "prefect", meanwhile=_flows):
-        _flows()[name](profile=profile, run=str(run), settings=settings, **more)
+        _flows()[command](profile=profile, run=str(run), settings=settings, **more)
     print(f"Done in {time.monotonic() - started:.0f} s.")
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from dreamcache.dreambooth.scoring import ROWS, SUMMARY
-from dreamcache.dreambooth.summary import METRICS, Row, compare
+from dreamcache.dreambooth.summary import METRICS, Row, compare, prompt_name
 from flows.charts import Line, line_chart
 from flows.plans import COMPARED, GIVEN, SWEEP, TRAINED
 from flows.profiles import Profile
@@ -103,7 +103,7 @@ def scores(profile: Profile, run: Path) -> dict[str, Any] | None:
             for kind, title in TABLES.items()
             if any(kind in kinds for *_, kinds in lines)
         ],
-        "breakdowns": _breakdowns(summary["variants"], metrics),
+        "breakdowns": _breakdowns(summary["variants"], own, metrics),
         "headline": headline,
     }
 
@@ -159,14 +159,18 @@ def _masking(summary: Mapping[str, Any]) -> str:
     )
 
 
-def _breakdowns(variants: Mapping[str, Any], metrics: Sequence[str]) -> list[dict[str, Any]]:
+def _breakdowns(variants: Mapping[str, Any], rows: Sequence[Row], metrics: Sequence[str]) -> list[dict[str, Any]]:
     """The adapters' means by subject and by prompt."""
     kinds = variants.get("adapters", {})
+    prompts = {prompt_name(row): row["prompt"].replace(row["class"], "…") for row in rows}
     return [
         {
             "title": f"Adapters just trained, by {name[:-1]}",
             "rows": [
-                {"label": label, "cells": [f"{means[metric]:.3f}" if metric in means else "" for metric in metrics]}
+                {
+                    "label": f"{label}: {prompts[label]}" if label in prompts else label,
+                    "cells": [f"{means[metric]:.3f}" if metric in means else "" for metric in metrics],
+                }
                 for label, means in kinds[name].items()
             ],
         }

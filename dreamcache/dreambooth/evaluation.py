@@ -22,12 +22,12 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 
 from dreamcache.dreambooth.cases import Benchmark, Case, Subject, spread
 from dreamcache.dreambooth.config import EMBEDDINGS, PREPROCESSING, EvaluationConfig, Variant
-from shards.files import read_tar_records
+from shards.files import read_tar_records, sha256_of
 from shards.stage import ShardPlan, StageSpec, plan_shard
 
 IMAGES_VERSION = 1
@@ -46,7 +46,7 @@ class Reference:
     @property
     def digest(self) -> str:
         """The sha256 over image and mask."""
-        total = hashlib.sha256(self.path.read_bytes())
+        total = hashlib.sha256(_sha256(self.path).encode())
         total.update(b"mask" + self.mask if self.mask is not None else b"no mask")
         return total.hexdigest()
 
@@ -282,4 +282,10 @@ class Evaluation:
 
 
 def _sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+    status = path.stat()
+    return _sha256_once(path, status.st_size, status.st_mtime_ns)
+
+
+@cache  # the same real images are asked after for every variant and stage
+def _sha256_once(path: Path, size: int, mtime_ns: int) -> str:
+    return sha256_of(path)

@@ -74,7 +74,9 @@ def masking(evaluation: Evaluation) -> dict[str, Any]:
     """What masked metrics were made with: the mask stage's models and settings, and what was done with its masks."""
     stage, config = evaluation.mask_stage, evaluation.config
     assert stage is not None
+    beside = all(subject.mask(image) for subject in evaluation.subjects for image in subject.images)
     settings = {**stage.settings, "min_box_score": config.min_box_score, "background": config.background}
+    settings["real_masks"] = "the benchmark's own" if beside else "the mask stage's where the benchmark has none"
     # In the form and order in which it is read back from a row.
     return dict(json.loads(json.dumps({"models": dict(stage.models), "settings": settings}, sort_keys=True)))
 

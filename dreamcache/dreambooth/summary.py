@@ -64,9 +64,7 @@ def summarize(rows: Sequence[Row], real_rows: Sequence[Row] = (), seed: int = 0)
         for kind, chosen in _kinds(its_rows):
             kinds[kind] = _estimates(chosen, seed)
         kinds["subjects"] = _means(its_rows, lambda row: row["subject"])
-        kinds["prompts"] = _means(
-            its_rows, lambda row: f"{'live' if row['live'] else 'object'}-{row['prompt_index']:02d}"
-        )
+        kinds["prompts"] = _means(its_rows, prompt_name)
         summary["variants"][variant] = kinds
     for first, second in (
         ("adapters", "no-adapters"),
@@ -141,6 +139,11 @@ def compare(first: Sequence[Row], second: Sequence[Row], seed: int = 0) -> dict[
                 )
                 result[kind][metric] = _as_dict(difference)
     return result
+
+
+def prompt_name(row: Row) -> str:
+    """A prompt's list and its place there, as summaries name it: "object-03"."""
+    return f"{'live' if row['live'] else 'object'}-{row['prompt_index']:02d}"
 
 
 def _kinds(rows: Sequence[Row]) -> Iterable[tuple[str, list[Row]]]:
