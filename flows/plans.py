@@ -29,9 +29,9 @@ EVALUATION_VERSION = 2
 REPORT_VERSION = 2
 
 # The folders of a run's evaluations: of the adapters just trained, of those that the profile compares them with, of a
-# sweep's points, of images that were given, and of the real ones.
+# sweep's points, of images that were given, and of the real ones. They share their shards of real images.
 TRAINED, COMPARED, SWEEP, GIVEN = "evaluation", "evaluation-compared", "sweep/", "evaluation-of-"
-CALIBRATION = "calibration"
+CALIBRATION, REAL = "calibration", "real"
 
 
 def recipe(
@@ -110,7 +110,7 @@ def evaluation_of(profile: Profile, run: Path, name: str) -> Evaluation:
         models["ip_adapter"] = model_identity(profile.ip_adapter, "ip_adapter")
     unmasked = not all(subject.mask(image) for subject in benchmark.subjects for image in subject.images)
     stage = _mask_stage(profile) if config.masked_metrics or unmasked else None
-    return Evaluation(run / name, benchmark, config, models, stage)
+    return Evaluation(run / name, benchmark, config, models, stage, real_folder=run / REAL)
 
 
 def given_evaluation(profile: Profile, run: Path, name: str, images: Path) -> Evaluation:
@@ -121,7 +121,8 @@ def given_evaluation(profile: Profile, run: Path, name: str, images: Path) -> Ev
         images, benchmark.cases(config.images_per_prompt, config.seed, config.subjects, config.prompts)
     )
     stage = _mask_stage(profile) if config.masked_metrics else None
-    return Evaluation(scores_folder(run, images, name), benchmark, config, _embedders(profile), stage, given)
+    folder = scores_folder(run, images, name)
+    return Evaluation(folder, benchmark, config, _embedders(profile), stage, given, run / REAL)
 
 
 def scores_folder(run: Path, images: Path | None, name: str) -> Path:
@@ -148,7 +149,8 @@ def remaining_scores(profile: Profile, run: Path, images: Path | None, name: str
 def calibration(profile: Profile, run: Path) -> Evaluation:
     """The evaluation of the benchmark's real images alone, of all subjects."""
     config = profile.evaluation.model_copy(update={"variants": (), "subjects": None, "masked_metrics": False})
-    return Evaluation(run / CALIBRATION, load_benchmark(benchmark_folder(profile, run)), config, _embedders(profile))
+    benchmark = load_benchmark(benchmark_folder(profile, run))
+    return Evaluation(run / CALIBRATION, benchmark, config, _embedders(profile), real_folder=run / REAL)
 
 
 def _embedders(profile: Profile) -> dict[str, str]:

@@ -59,7 +59,7 @@ class Evaluation:
     weights; the first three are needed by the variants that use them only. `mask_stage` is the stage that cuts subjects
     out, run by the caller on `mask_plan`; it serves masked metrics, and references that have no mask beside them.
     Without it such a reference is taken as it is, background and all, and the rows say so. `given` maps the keys of
-    cases to image files.
+    cases to image files. `real_folder` is for the shards of real images, where several evaluations share them.
     """
 
     folder: Path
@@ -68,6 +68,7 @@ class Evaluation:
     models: Mapping[str, str]
     mask_stage: StageSpec | None = None
     given: Mapping[str, Path] | None = None
+    real_folder: Path | None = None
 
     @property
     def subjects(self) -> list[Subject]:
@@ -274,11 +275,11 @@ class Evaluation:
         return self._shard(spec, subject, sources)
 
     def _shard(self, spec: StageSpec, subject: Subject, sources: Sequence[ShardPlan]) -> ShardPlan:
-        index = self.benchmark.subjects.index(subject)
-        plan = plan_shard(self.folder, spec, index, [source.path for source in sources])
+        folder = (self.real_folder if spec.name.endswith("/real") else None) or self.folder
+        plan = plan_shard(folder, spec, self.benchmark.subjects.index(subject), [source.path for source in sources])
         # Finished shards of other settings are no input either.
-        waiting = [source.path for source in sources if source.state() != "done"]
-        return replace(plan, unfinished=tuple(path.relative_to(self.folder).as_posix() for path in waiting))
+        waiting = [source for source in sources if source.state() != "done"]
+        return replace(plan, unfinished=tuple(f"{source.name}{source.spec.suffix}" for source in waiting))
 
 
 def _sha256(path: Path) -> str:
