@@ -27,8 +27,8 @@ def make_evaluation(
     name: str,
     models: Models,
     outputs: Callable[[Path], list[Path]] = lambda _: [],
-) -> dict[str, Any]:
-    """Make all of an evaluation that is not up to date, its marker last; returns its summary.
+) -> None:
+    """Make all of an evaluation that is not up to date, its marker last.
 
     Each subject and variant is a shard that resumes by itself. `models` is called where images have to be sampled, and
     `outputs`, with the evaluation's folder, for files to be marked beside rows and summary.
@@ -60,7 +60,6 @@ def make_evaluation(
     files = [step.folder / file for file in ("rows.jsonl", "real.jsonl", "summary.json")] + outputs(step.folder)
     step.finish(files, {"seconds": round(time.monotonic() - started, 1), "seconds_by_part": seconds})
     _show(name, summary)
-    return summary
 
 
 def _make_masks(evaluation: Evaluation, config: MasksConfig, name: str, real: bool) -> None:

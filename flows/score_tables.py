@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from dreamcache.dreambooth.published import published_real_scores
-from dreamcache.dreambooth.scoring import REAL_ROWS, ROWS, SUMMARY
+from dreamcache.dreambooth.scoring import REAL_ROWS, ROWS, SUMMARY, summary_json
 from dreamcache.dreambooth.summary import KINDS, METRICS, calibrate, compare, summarize
 from shards.files import read_json_lines
 
@@ -51,6 +50,7 @@ def recomputed(folder: Path) -> tuple[str, bool]:
 
     Raises FileNotFoundError where there are no rows, and ValueError where they are not rows of one evaluation.
     """
+    folder = evaluation_folder(folder)
     rows, real_rows = _rows(folder, ROWS), _rows(folder, REAL_ROWS)
     try:
         summary = summarize(rows, real_rows)
@@ -59,7 +59,7 @@ def recomputed(folder: Path) -> tuple[str, bool]:
             f"{folder / ROWS}: its rows have no {error.args[0]!r}: not the rows of an evaluation"
         ) from None
     stored = (folder / SUMMARY).read_bytes() if (folder / SUMMARY).is_file() else b""
-    return summary_table(summary), json.dumps(summary, indent=1, allow_nan=False).encode() + b"\n" == stored
+    return summary_table(summary), summary_json(summary) == stored
 
 
 def compared(first: Path, second: Path, variant: str | None = None) -> str:

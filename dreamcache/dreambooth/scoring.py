@@ -121,7 +121,7 @@ def write_results(
     contents = {
         ROWS: b"".join(json_line(row) for row in rows),
         REAL_ROWS: b"".join(json_line(row) for row in real_rows),
-        SUMMARY: json.dumps(summary, indent=1, allow_nan=False).encode() + b"\n",
+        SUMMARY: summary_json(summary),
     }
     for name, content in contents.items():
         temporary = folder / f".{name}.partial"
@@ -131,3 +131,8 @@ def write_results(
             os.fsync(file.fileno())
         os.replace(temporary, folder / name)
     sync_folder(folder)
+
+
+def summary_json(summary: Mapping[str, Any]) -> bytes:
+    """A summary as its file holds it; NaN is refused with ValueError."""
+    return json.dumps(summary, indent=1, allow_nan=False).encode() + b"\n"
