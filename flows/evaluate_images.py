@@ -38,8 +38,9 @@ def evaluate_images(
         evaluation = (
             calibration(chosen, folder) if images is None else given_evaluation(chosen, folder, name, Path(images))
         )
-        if scored_step(evaluation).changes():
-            make_evaluation(evaluation, chosen, evaluation.folder.name, _no_models)
+        label = evaluation.folder.name
+        if scored_step(evaluation, label).changes():
+            make_evaluation(evaluation, chosen, label, _no_models)
     return str(evaluation.folder)
 
 

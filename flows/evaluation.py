@@ -51,7 +51,7 @@ def make_evaluation(
     sampled = time.monotonic()
     _make_masks(evaluation, profile.dataset.masks, name, real=False)
     _embed(evaluation, profile, name)
-    step = scored_step(evaluation)
+    step = scored_step(evaluation, name)
     step.reopen()
     rows, real_rows = score_cases(evaluation)
     summary = summarize(rows, real_rows) if evaluation.config.variants else calibrate(real_rows)

@@ -142,7 +142,7 @@ def remaining_scores(profile: Profile, run: Path, images: Path | None, name: str
     if isinstance(profile.benchmark, DrawnBenchmark) and benchmark_step(profile.benchmark, run).changes():
         return [f"{label}: after the benchmark"]
     evaluation = calibration(profile, run) if images is None else given_evaluation(profile, run, name, images)
-    step = scored_step(evaluation)
+    step = scored_step(evaluation, label)
     return shard_changes(evaluation, label) if step.missing else step.changes()
 
 
@@ -180,12 +180,12 @@ def evaluation_step(profile: Profile, run: Path, name: str) -> Step:
         missing.append("the benchmark")
     if missing:
         return Step(name, run / name, recipe(EVALUATION_VERSION, {}, {}, {}), tuple(missing))
-    return scored_step(evaluation_of(profile, run, name))
+    return scored_step(evaluation_of(profile, run, name), name)
 
 
-def scored_step(evaluation: Evaluation) -> Step:
+def scored_step(evaluation: Evaluation, name: str) -> Step:
     """The rows and the summary of an evaluation, and whether all of its shards are up to date."""
-    name, embedded = evaluation.folder.name, {}
+    embedded = {}
     for plan in evaluation.plans():
         if plan.changes():
             return Step(name, evaluation.folder, recipe(EVALUATION_VERSION, {}, {}, {}), (plan.name,))

@@ -153,9 +153,13 @@ def _masking(summary: Mapping[str, Any]) -> str:
     if "masking" not in summary:
         return ""
     settings = summary["masking"]["settings"]
+    overall = [kinds["overall"] for kinds in summary["variants"].values()]
+    found, everything = (
+        sum(kinds.get(metric, {"count": 0})["count"] for kinds in overall) for metric in ("mdino", "dino")
+    )
     return (
-        " MDINO and MCLIP-I are of the subject alone on "
-        f"{settings['background']}, where it was found with a box score of at least {settings['min_box_score']:g}."
+        f" MDINO and MCLIP-I are of the subject alone on {settings['background']}, where it was found with a box score "
+        f"of at least {settings['min_box_score']:g}: in {found} of {everything} images."
     )
 
 

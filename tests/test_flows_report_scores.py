@@ -26,7 +26,9 @@ def write(run: Path, name: str, rows: list[dict]) -> None:
 @pytest.fixture
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     own = [row for variant, dino in (("no-adapters", 0.2), ("adapters", 0.3)) for row in make_rows(variant, dino)]
-    write(tmp_path, "evaluation", [row | {"mdino": None if row["live"] else 0.4} for row in own])
+    masking = {"models": {}, "settings": {"background": "white", "min_box_score": 0.3}}
+    masked = [row | {"mdino": None if row["live"] else 0.4, "masking": masking} for row in own]
+    write(tmp_path, "evaluation", masked)
     write(tmp_path, "evaluation-of-elite", [row | {"seed": None} for row in make_rows("given", 0.25)])
     for name, dino in (("image-0.5", 0.31), ("image-2", 0.35), ("text-3", 0.36)):
         write(tmp_path, f"sweep/{name}", make_rows("adapters", dino))
@@ -38,6 +40,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_one_table_of_all_and_one_of_hard_subjects(run: Path) -> None:
     found = report_scores.scores(PROFILE, run)
     assert found is not None and found["metrics"] == ["DINO", "CLIP-I", "CLIP-T", "MDINO"]
+    assert "on white, where it was found with a box score of at least 0.3: in 12 of 16 images" in found["text"]
     everyone, hard = found["tables"]
     labels = ["No adapters", "Adapters just trained", "elite", "Real against real"]
     assert [row["label"] for row in everyone["rows"]] == [row["label"] for row in hard["rows"]] == labels

@@ -7,7 +7,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from dreamcache.configs import SamplingConfig
 
 Protocol = Literal["one-reference", "all-references"]
-Variant = Literal["no-adapters", "adapters", "wrong-reference", "ip-adapter", "copy-paste", "given"]
+Compared = Literal["no-adapters", "adapters", "wrong-reference", "ip-adapter", "copy-paste"]
+Variant = Literal[Compared, "given"]
 Background = Literal["white", "grey", "black"]
 
 PREPROCESSING = {
@@ -30,8 +31,8 @@ class EvaluationConfig(BaseModel):
     images_per_prompt: int = Field(4, ge=1)
     subjects: int | None = Field(None, ge=1, description="only so many subjects, spread over the list")
     prompts: int | None = Field(None, ge=1, description="only so many prompts a subject, spread over the list")
-    variants: tuple[Variant, ...] = Field(
-        ("no-adapters", "adapters", "wrong-reference", "copy-paste"), description="what is compared"
+    variants: tuple[Compared, ...] = Field(
+        ("no-adapters", "adapters", "wrong-reference", "copy-paste"), min_length=1, description="what is compared"
     )
     ip_adapter_scale: float = Field(0.6, ge=0, le=1, description="of the variant ip-adapter's reference")
     masked_metrics: bool = Field(False, description="also score the subjects cut out: MDINO and MCLIP-I (paper S2.1)")

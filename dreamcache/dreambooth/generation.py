@@ -99,6 +99,7 @@ def generate_shard(
         if variant == "ip-adapter":
             from dreamcache.dreambooth.ip_adapter import sample_ip_adapter
 
+            assert shown is not None
             images = sample_ip_adapter(ip_adapter, shown, prompts, config, seeds, batch_size)
         else:
             cache = None if shown is None else cache_reference(backbone, shown)
