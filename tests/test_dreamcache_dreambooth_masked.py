@@ -188,6 +188,15 @@ def test_references_without_a_mask_get_the_stage_s(world, tmp_path):
     ]
     assert [record["reference_masked"] for record in records] == [True, False]
 
+    pasted = MASKED.model_copy(update={"variants": ("copy-paste",)})
+    again = world.evaluation(evaluation.folder, pasted, benchmark=benchmark, mask_stage=STAGE)
+    embed_cases(again, world.embedders)
+    rows, real = score_cases(again)
+    assert rows[0]["masking"]["settings"]["real_masks"] == "the mask stage's where the benchmark has none"
+    for found in (rows, real):
+        assert {row["subject"] for row in found if row["mdino"] is None} == {"cat"} and len(found) in (16, 12)
+    assert summarize(rows, real)["real_against_real"]["overall"]["mdino"]["count"] == 9
+
 
 def test_masks_that_do_not_fit_are_named():
     image, mask = Image.new("RGB", (8, 6), "red"), io.BytesIO()

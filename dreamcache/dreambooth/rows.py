@@ -105,9 +105,8 @@ class _Scored:
         for columns, embeddings in self._tables():
             known = [key for key in keys if key in embeddings]
             for column, name in columns.items():
-                values = {
-                    (known[i], known[j]): value for i, j, value in pair_similarity(_stack(embeddings, name, known))
-                }
+                found = pair_similarity(_stack(embeddings, name, known)) if known else []
+                values = {(known[i], known[j]): value for i, j, value in found}
                 for number, first in enumerate(keys):
                     for second in keys[number + 1 :]:
                         scores.setdefault((first, second), {})[column] = values.get((first, second))
