@@ -13,11 +13,15 @@ LEFT, RIGHT, TOP, BOTTOM = 58, 124, 14, 34
 
 @dataclass(frozen=True)
 class Line:
-    """A curve: its label, its points (x, y), and its style, a class of the page ("right", "wrong", "none", "pale")."""
+    """A curve: its label, its points (x, y), and its style, a class of the page ("right", "wrong", "none", "pale").
+
+    `marks` are short texts that stand at the points, one each; without them the points are not shown.
+    """
 
     label: str
     points: Sequence[tuple[float, float]]
     style: str
+    marks: Sequence[str] = ()
 
 
 def line_chart(lines: Sequence[Line], x_label: str, y_label: str) -> str:
@@ -53,6 +57,9 @@ def line_chart(lines: Sequence[Line], x_label: str, y_label: str) -> str:
             continue
         path = " ".join(f"{x:.1f},{y:.1f}" for x, y in finite)
         parts.append(f'<polyline class="{line.style}" points="{path}"><title>{escape(line.label)}</title></polyline>')
+        for (x, y), mark in zip(finite, line.marks, strict=False):
+            parts.append(f'<circle class="{line.style}" cx="{x:.1f}" cy="{y:.1f}" r="3"/>')
+            parts.append(f'<text class="{line.style}" x="{x:.1f}" y="{y - 7:.1f}">{escape(mark)}</text>')
         if line.label:
             x, y = finite[-1]
             y = max([y, *(end + 14 for end in ends)])  # labels of curves that end together are set apart

@@ -74,6 +74,62 @@ _add_flow_command(
 
 
 @app.command()
+def evaluate(
+    images: Annotated[
+        Path | None, typer.Option(help="a folder with an image a case: SUBJECT/PROMPT-POSITION.png")
+    ] = None,
+    calibrate: Annotated[bool, typer.Option("--calibrate", help="real images against real images instead")] = False,
+    rows: Annotated[Path | None, typer.Option(help="sum up an evaluation's folder again, from its stored rows")] = None,
+    name: Annotated[str | None, typer.Option(help="what the scores are called [default: the folder's name]")] = None,
+    dataset: Annotated[Path | None, typer.Option(help="DreamBooth's folder, in place of the profile's")] = None,
+    profile: ProfileOption = "miniature",
+    run: RunOption = None,
+    settings: SetOption = None,
+    debug: DebugOption = False,
+) -> None:
+    """Score any images as a run's own are scored, calibrate on the real ones, or sum up stored rows again.
+
+    Example: dreamcache evaluate --images peers/elite --dataset dreambooth/dataset --profile full --run runs/mine
+    """
+    if sum((images is not None, calibrate, rows is not None)) != 1:
+        _fail("evaluate needs one of --images FOLDER, --calibrate and --rows FOLDER", 2)
+    given = settings or []
+    chosen, folder, changed = _configuration(profile, run, given + ([f"benchmark={dataset}"] if dataset else []))
+
+    def score() -> None:
+        from flows import score_tables
+
+        if rows is not None:
+            table, same = score_tables.recomputed(rows)
+            said = "the same, to the last digit" if same else "something else: it is not of these rows"
+            print(table, f"summary.json says {said}.", sep="\n")
+        else:
+            _score_images(chosen, folder, changed, images, name or (images.name if images else "real"), debug)
+
+    _or_one_line(score, debug)
+
+
+@app.command()
+def compare(
+    first: Annotated[Path, typer.Argument(help="an evaluation's folder, or a run folder")],
+    second: Annotated[Path, typer.Argument(help="another one, of the same benchmark and protocol")],
+    variant: Annotated[str | None, typer.Option(help="which of their images, by default the adapters'")] = None,
+    debug: DebugOption = False,
+) -> None:
+    """Print the paired differences of two evaluations' scores, first minus second, with 95% intervals.
+
+    Example: dreamcache compare runs/mine runs/mine/evaluation-of-elite
+    """
+
+    def difference() -> None:
+        from flows.score_tables import compared
+
+        print(compared(first, second, variant))
+
+    _or_one_line(difference, debug)
+
+
+@app.command()
 def report(
     profile: ProfileOption = "miniature",
     run: RunOption = None,
@@ -170,25 +226,53 @@ def _plan_then_run(
         print(f"Report: {run / 'report.html'}")
 
 
-def _run_flow(name: str, profile: str, run: Path, settings: dict[str, Any], debug: bool) -> None:
+def _score_images(
+    profile: Profile, run: Path, settings: dict[str, Any], images: Path | None, name: str, debug: bool
+) -> None:
+    from flows.lock import locked
+    from flows.plans import remaining_scores, scores_folder
+    from flows.score_tables import calibration_table, recomputed
+
+    folder, reasons = scores_folder(run, images, name), remaining_scores(profile, run, images, name)
+    with locked(run):  # if another process works there, say so before anything is started
+        pass
+    if reasons:
+        print("\n".join(["To do:", *reasons]), flush=True)
+        more = {"images": None if images is None else str(images), "name": name}
+        _run_flow("evaluate", profile.name, run, settings, debug, **more)
+    if images is None:
+        print(calibration_table(folder, profile.dino, profile.clip))
+    else:
+        print(recomputed(folder)[0])
+    print(f"Rows: {folder}")
+
+
+def _run_flow(command: str, profile: str, run: Path, settings: dict[str, Any], debug: bool, **more: Any) -> None:
     started = time.monotonic()
     _quiet_libraries(debug)
     from flows.server import prefect_server
 
     with prefect_server(run / "prefect", meanwhile=_flows):
-        _flows()[name](profile=profile, run=str(run), settings=settings)
+        _flows()[command](profile=profile, run=str(run), settings=settings, **more)
     print(f"Done in {time.monotonic() - started:.0f} s.")
 
 
 def _flows() -> dict[str, Callable[..., Any]]:
     from flows.build_dataset import build_dataset as build
-    from flows.evaluate_adapters import evaluate_adapters as evaluate
+    from flows.evaluate_adapters import evaluate_adapters
+    from flows.evaluate_images import evaluate_images
     from flows.pipeline import dreamcache_pipeline
     from flows.train_adapters import train_adapters as train
 
     importlib.import_module("diffusers")  # with torch, seconds that would be spent later anyway
 
-    return {"run": dreamcache_pipeline, "build-dataset": build, "train-adapters": train, "evaluate-adapters": evaluate}
+    return {
+        "run": dreamcache_pipeline,
+        "build-dataset": build,
+        "train-adapters": train,
+        "evaluate-adapters": evaluate_adapters,
+        "evaluate": evaluate_images,
+    }
 
 
 def _quiet_libraries(debug: bool) -> None:

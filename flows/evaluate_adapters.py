@@ -6,8 +6,6 @@ import json
 import logging
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +13,7 @@ from prefect import flow, task
 from prefect.cache_policies import NO_CACHE
 from prefect.states import Completed, State
 
-from flows.artifacts import Progress, table_artifact
+from flows.evaluation import make_evaluation
 from flows.lock import locked
 from flows.plans import (
     COMPARED,
@@ -82,34 +80,13 @@ def evaluate(profile: Profile, run: Path, name: str) -> State[Any] | None:
     if not evaluation_step(profile, run, name).changes():
         log.info("%s: up to date", name)
         return Completed(name="Cached", message="evaluated already, by the same recipe")
-    from dreamcache.dreambooth.generation import generate_cases
-    from dreamcache.dreambooth.scoring import embed_cases, score_cases, write_results
-    from dreamcache.dreambooth.summary import summarize
 
-    evaluation = evaluation_of(profile, run, name)
-    started = time.monotonic()
-    if any(plan.changes() for *_, plan in evaluation.image_plans()):
-        backbone, adapters, device = _models(profile, run, name)
-        log.info("%s: sampling %d subjects on %s", name, len(evaluation.subjects), device)
-        with Progress(f"{name} images", len(evaluation.image_plans()), "shards") as progress:
-            generate_cases(evaluation, backbone, adapters, report=_reporter(progress))
-    sampled = time.monotonic()
-    if any(plan.changes() for *_, plan in evaluation.embedding_plans()):
-        from dreamcache.dreambooth.embedders import load_clip, load_dino
+    def held_out_loss(folder: Path) -> list[Path]:
+        return [_held_out_loss(profile, run, folder)] if name == COMPARED else []
 
-        with Progress(f"{name} embeddings", len(evaluation.embedding_plans()), "shards") as progress:
-            embed_cases(evaluation, load_dino(profile.dino), load_clip(profile.clip), report=_reporter(progress))
-    step = evaluation_step(profile, run, name)
-    step.reopen()
-    rows, real_rows = score_cases(evaluation)
-    summary = summarize(rows, real_rows)
-    write_results(step.folder, rows, real_rows, summary)
-    seconds = {"images": round(sampled - started, 1), "scores": round(time.monotonic() - sampled, 1)}
-    outputs = [step.folder / file for file in ("rows.jsonl", "real.jsonl", "summary.json")]
-    if name == COMPARED:
-        outputs.append(_held_out_loss(profile, run, step.folder))
-    step.finish(outputs, {"seconds": round(time.monotonic() - started, 1), "seconds_by_part": seconds})
-    _show(name, summary)
+    make_evaluation(
+        evaluation_of(profile, run, name), profile, name, lambda: _models(profile, run, name), held_out_loss
+    )
     return None
 
 
@@ -120,7 +97,7 @@ def _models(profile: Profile, run: Path, name: str) -> tuple[Any, Any, str]:
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     backbone = load_backbone(profile.backbone, device=device, dtype=getattr(torch, profile.training.dtype))
-    folder = adapters_folder(run) if name == TRAINED else Path(str(profile.compare_with))
+    folder = Path(str(profile.compare_with)) if name == COMPARED else adapters_folder(run)
     return backbone, AdapterSet.from_pretrained(folder, backbone).to(device), device
 
 
@@ -134,20 +111,3 @@ def _held_out_loss(profile: Profile, run: Path, folder: Path) -> Path:
     path = folder / "held-out.json"
     path.write_text(json.dumps(validation_loss(backbone, adapters, triplets)))
     return path
-
-
-def _reporter(progress: Progress) -> Callable[[dict[str, Any]], None]:
-    return lambda row: progress.at(row["done"], f"{row['variant']} {row['subject']}")
-
-
-def _show(name: str, summary: dict[str, Any]) -> None:
-    rows = []
-    for variant, kinds in summary["variants"].items():
-        row = {"images": variant}
-        for metric in ("dino", "clip_i", "clip_t"):
-            value = kinds["overall"][metric]
-            interval = "" if value["low"] is None else f" [{value['low']:.3f}, {value['high']:.3f}]"
-            row[metric] = f"{value['mean']:.3f}{interval}"
-        rows.append(row)
-        log.info("%s: %s: DINO %s, CLIP-I %s, CLIP-T %s", name, variant, row["dino"], row["clip_i"], row["clip_t"])
-    table_artifact(f"{name}-scores", f"Scores of {name}, with 95% intervals", rows)

@@ -17,7 +17,7 @@ from datagen.dataset import DatasetConfig
 from datagen.images import ImagesConfig
 from datagen.masks import MasksConfig
 from dreamcache.configs import SamplingConfig, TrainingConfig
-from dreamcache.dreambooth.config import EvaluationConfig
+from dreamcache.dreambooth.config import EvaluationConfig, SweepConfig
 from flows.settings import nearest_of, with_settings
 
 
@@ -43,6 +43,9 @@ class Profile(BaseModel):
     benchmark: str | DrawnBenchmark = Field(description="DreamBooth's folder, or how large a miniature one is drawn")
     dino: str = Field(description="the ViT of the DINO scores")
     clip: str = Field(description="the CLIP of CLIP-I and CLIP-T")
+    dinov2: str | None = Field(None, description="a DINOv2 for one more column of scores")
+    ip_adapter: str | None = Field(None, description="an IP-Adapter for the backbone, for the variant ip-adapter")
+    sweep: SweepConfig = SweepConfig()
     compare_with: str | None = Field(None, description="a folder of adapters to evaluate beside the trained ones")
 
 
@@ -87,7 +90,10 @@ def _miniature() -> Profile:
         ),
         # The miniature's reference needs a larger scale than SD 1.5's.
         evaluation=EvaluationConfig(
-            images_per_prompt=1, prompts=2, sampling=SamplingConfig(steps=15, image_guidance_scale=3.0)
+            images_per_prompt=1,
+            prompts=2,
+            masked_metrics=True,
+            sampling=SamplingConfig(steps=15, image_guidance_scale=3.0),
         ),
         benchmark=DrawnBenchmark(subjects=32, images=4),
         dino=str(checkpoints / "dino"),
@@ -118,7 +124,7 @@ def _full() -> Profile:
         ),
         backbone="stable-diffusion-v1-5/stable-diffusion-v1-5",
         training=TrainingConfig(dtype="bfloat16", accumulation=8),
-        evaluation=EvaluationConfig(),
+        evaluation=EvaluationConfig(masked_metrics=True),
         benchmark="dreambooth/dataset",
         dino="facebook/dino-vits16",
         clip="openai/clip-vit-base-patch32",

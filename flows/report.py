@@ -14,7 +14,8 @@ from flows.pictures import data_uri, with_mask
 from flows.plans import report_digest
 from flows.profiles import Profile, changed_settings
 from flows.report_dataset import STAGES, reject_groups, run_markers, stage_rows
-from flows.report_training import gallery, scores, training
+from flows.report_scores import scores, sweep
+from flows.report_training import gallery, training
 from shards.markers import Marker
 from shards.triplets import Triplet, TripletShards, triplet_paths
 
@@ -44,6 +45,7 @@ def write_report(profile: Profile, run: Path) -> Path:
         "training": trained,
         "gallery": gallery(profile, run),
         "scores": scored,
+        "sweep": sweep(profile, run),
         "times": _times(run, markers),
         "command": _command(profile, run),
         "models": _models(markers, run),

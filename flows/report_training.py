@@ -1,4 +1,4 @@
-"""The report's part on the adapters: loss curves, the gallery, and scores with their bounds."""
+"""The report's part on the adapters: loss curves and the gallery."""
 
 from __future__ import annotations
 
@@ -12,28 +12,15 @@ from PIL import Image
 
 from dreamcache.dreambooth.config import Variant
 from dreamcache.dreambooth.evaluation import Evaluation
-from dreamcache.dreambooth.scoring import ROWS, SUMMARY
-from dreamcache.dreambooth.summary import METRICS, compare
 from flows.charts import Line, line_chart, running_mean
 from flows.pictures import data_uri
 from flows.plans import COMPARED, TRAINED, evaluation_of, evaluation_step, evaluations
 from flows.profiles import Profile
-from shards.files import read_json_lines, read_tar_records
+from shards.files import read_tar_records
 
 GALLERY_SUBJECTS = 10
 GALLERY_PROMPTS = 2
-METRIC_NAMES = {"dino": "DINO", "clip_i": "CLIP-I", "clip_t": "CLIP-T"}
 KINDS = {"right": "right reference", "wrong": "wrong reference", "none": "no reference"}
-VARIANTS = {
-    "no-adapters": ("No adapters", "the backbone alone: lower bound"),
-    "adapters": ("Adapters just trained", "shown the subject's reference"),
-    "wrong-reference": ("Adapters just trained, wrong reference", "shown another subject's reference"),
-    "copy-paste": ("Copied reference", "the reference itself for every prompt: upper bound of likeness"),
-}
-COMMITTED = {
-    "adapters": ("Committed adapters", "the checkpoint that the profile compares with"),
-    "wrong-reference": ("Committed adapters, wrong reference", "shown another subject's reference"),
-}
 
 
 def training(profile: Profile, run: Path) -> dict[str, Any] | None:
@@ -69,7 +56,8 @@ def training(profile: Profile, run: Path) -> dict[str, Any] | None:
     }
 
 
-def _current(profile: Profile, run: Path) -> list[tuple[str, Evaluation]]:
+def current_evaluations(profile: Profile, run: Path) -> list[tuple[str, Evaluation]]:
+    """A run's evaluations that are up to date, by name."""
     return [
         (name, evaluation_of(profile, run, name))
         for name in evaluations(profile)
@@ -79,7 +67,7 @@ def _current(profile: Profile, run: Path) -> list[tuple[str, Evaluation]]:
 
 def gallery(profile: Profile, run: Path) -> dict[str, Any] | None:
     """Rows of the same prompt and seed: without adapters, with the compared ones, with those just trained."""
-    folders = dict(_current(profile, run))
+    folders = dict(current_evaluations(profile, run))
     if TRAINED not in folders:
         return None
     columns: list[tuple[str, Evaluation, Variant]]
@@ -103,63 +91,3 @@ def gallery(profile: Profile, run: Path) -> dict[str, Any] | None:
             row = {"reference": reference, "span": len(cases), "subject": subject.name, "pictures": pictures}
             rows.append({**row, "prompt": case.prompt, "seed": case.seed})
     return {"conditions": [label for label, _, _ in columns], "rows": rows}
-
-
-def scores(profile: Profile, run: Path) -> dict[str, Any] | None:
-    """The table of scores with 95% intervals, the bounds on both sides, and paired differences."""
-    current = [name for name, _ in _current(profile, run)]
-    if TRAINED not in current:
-        return None
-    summaries = {name: json.loads((run / name / SUMMARY).read_bytes()) for name in current}
-    summary = summaries[TRAINED]
-    rows = [_row(*VARIANTS[variant], kinds["overall"]) for variant, kinds in summary["variants"].items()]
-    differences = [
-        {"label": label, "cells": _cells(kinds["overall"], signed=True)}
-        for label, kinds in summary["differences"].items()
-    ]
-    if COMPARED in summaries:
-        rows += [_row(*COMMITTED[v], kinds["overall"]) for v, kinds in summaries[COMPARED]["variants"].items()]
-        committed = list(read_json_lines(run / COMPARED / ROWS))
-        own = list(read_json_lines(run / TRAINED / ROWS))
-        for first in summaries[COMPARED]["variants"]:
-            pair = compare(
-                [row for row in committed if row["variant"] == first],
-                [row for row in own if row["variant"] == "no-adapters"],
-            )
-            label = f"committed {first} - no-adapters"
-            differences.append({"label": label, "cells": _cells(pair["overall"], signed=True)})
-    rows.append(
-        _row("Real against real", "a subject's images with each other", summary["real_against_real"]["overall"])
-    )
-    number = next(iter(summary["variants"].values()))["overall"]["dino"]["groups"]
-    adapters = summary["variants"].get("adapters", {}).get("overall")
-    headline = [
-        {"value": f"{adapters[metric]['mean']:.3f}", "label": f"{METRIC_NAMES[metric]}, just trained"}
-        for metric in (("dino", "clip_t") if adapters else ())
-    ]
-    return {
-        "text": f"Benchmark {summary['benchmark']}, {number} subjects never seen in training, "
-        f"{summary['images']} images; protocol {summary['protocol']}. In brackets: 95% intervals, "
-        "bootstrapped over subjects.",
-        "metrics": [METRIC_NAMES[metric] for metric in METRICS],
-        "rows": rows,
-        "differences": differences,
-        "headline": headline,
-    }
-
-
-def _row(label: str, note: str, estimates: dict[str, Any]) -> dict[str, Any]:
-    return {"label": label, "note": note, "strong": label == VARIANTS["adapters"][0], "cells": _cells(estimates)}
-
-
-def _cells(estimates: dict[str, Any], signed: bool = False) -> list[dict[str, str]]:
-    sign = "+" if signed else ""
-    cells = []
-    for metric in METRICS:
-        if (estimate := estimates.get(metric)) is None:
-            cells.append({"value": "", "interval": ""})
-            continue
-        known = estimate["low"] is not None
-        interval = f"[{estimate['low']:{sign}.3f}, {estimate['high']:{sign}.3f}]" if known else ""
-        cells.append({"value": f"{estimate['mean']:{sign}.3f}", "interval": interval})
-    return cells

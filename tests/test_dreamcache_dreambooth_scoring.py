@@ -7,59 +7,27 @@ import re
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 from safetensors.numpy import load
-from tiny_diffusion import save_tiny_stable_diffusion
-from tiny_embedders import save_tiny_clip, save_tiny_dino, write_tiny_benchmark
+from tiny_embedders import save_tiny_dino
+from tiny_evaluation import CONFIG, World
 
-from dreamcache.adapters import AdapterSet
 from dreamcache.backbone import load_backbone
 from dreamcache.cache import cache_reference
 from dreamcache.configs import SamplingConfig
 from dreamcache.dreambooth import generation
-from dreamcache.dreambooth.cases import load_benchmark
 from dreamcache.dreambooth.config import EvaluationConfig
-from dreamcache.dreambooth.embedders import load_clip, load_dino
-from dreamcache.dreambooth.evaluation import Evaluation
+from dreamcache.dreambooth.embedders import load_dino
 from dreamcache.dreambooth.generation import generate_cases
-from dreamcache.dreambooth.scoring import embed_cases, score_cases, write_results
+from dreamcache.dreambooth.rows import score_cases
+from dreamcache.dreambooth.scoring import embed_cases, write_results
 from dreamcache.dreambooth.summary import summarize
 from dreamcache.reference import reference_image
 from dreamcache.sampling import sample_images
 from shards.files import read_tar_records
 from shards.markers import read_marker
 
-CONFIG = EvaluationConfig(images_per_prompt=1, prompts=2, seed=5, sampling=SamplingConfig(steps=2))
 VARIANTS = ["no-adapters", "adapters", "wrong-reference", "copy-paste"]
-
-
-class World:
-    """Tiny models, loaded, and a benchmark."""
-
-    def __init__(self, folder):
-        self.backbone = load_backbone(save_tiny_stable_diffusion(folder / "stable-diffusion"))
-        self.adapters = AdapterSet.for_unet(self.backbone.unet)
-        torch.manual_seed(0)
-        for parameter in self.adapters.parameters():
-            parameter.data.add_(0.5 * torch.randn_like(parameter))
-        self.dino = load_dino(save_tiny_dino(folder / "dino"))
-        self.clip = load_clip(save_tiny_clip(folder / "clip"))
-        self.benchmark = load_benchmark(write_tiny_benchmark(folder / "benchmark"))
-        self.models = {
-            "backbone": self.backbone.identity, "adapters": "a" * 64, "dino": self.dino.identity,
-            "clip": self.clip.identity,
-        }  # fmt: skip
-
-    def evaluation(self, folder, config=CONFIG, **changes):
-        return Evaluation(folder, **{"benchmark": self.benchmark, "config": config, "models": self.models} | changes)
-
-    def run(self, evaluation, reports=None):
-        report = None if reports is None else reports.append
-        return (
-            generate_cases(evaluation, self.backbone, self.adapters, report=report),
-            embed_cases(evaluation, self.dino, self.clip, report=report),
-        )
 
 
 @pytest.fixture(scope="module")
@@ -197,7 +165,7 @@ def test_a_killed_run_goes_on_where_it_was(world, finished, tmp_path, monkeypatc
         world.run(evaluation)
     monkeypatch.undo()
     with pytest.raises(ValueError, match="images not sampled yet"):
-        embed_cases(evaluation, world.dino, world.clip)
+        embed_cases(evaluation, world.embedders)
     torn = evaluation.folder / "images/no-adapters/00001.tar"
     torn.write_bytes(torn.read_bytes()[:-600])
     os.utime(torn)
@@ -205,27 +173,6 @@ def test_a_killed_run_goes_on_where_it_was(world, finished, tmp_path, monkeypatc
     assert world.run(evaluation, reports)[0] == 11
     assert [report["made"] for report in reports[:3]] == [False, True, True]
     assert contents(evaluation.folder) == contents(finished[0].folder)
-
-
-def test_masks_given_and_missing(world, tmp_path):
-    folder = write_tiny_benchmark(tmp_path / "benchmark")
-    (folder / "cat/02.mask.png").unlink()
-    benchmark = load_benchmark(folder)
-    cat = benchmark.by_name["cat"]
-    config = CONFIG.model_copy(update={"variants": ("adapters",)})
-    plain = world.evaluation(tmp_path / "evaluation", config, benchmark=benchmark)
-    assert plain.reference("adapters", cat).mask is None
-    generation.generate_shard(plain, "adapters", cat, world.backbone, world.adapters)
-    record = next(read_tar_records(plain.image_plan("adapters", cat).path))[1]["json"]
-    assert json.loads(record)["reference_masked"] is False
-    mask = (folder / "cat/00.mask.png").read_bytes()
-    masked = world.evaluation(tmp_path / "evaluation", config, benchmark=benchmark, masks={"cat-02": mask})
-    assert masked.image_plan("adapters", cat).state() == "stale"
-    small = io.BytesIO()
-    Image.new("L", (8, 8), 255).save(small, "PNG")
-    wrong = world.evaluation(tmp_path / "evaluation", config, benchmark=benchmark, masks={"cat-02": small.getvalue()})
-    with pytest.raises(ValueError, match=r"cat/02.png: the mask is 8 x 8, its image 48 x 48"):
-        generation.generate_shard(wrong, "adapters", cat, world.backbone, world.adapters)
 
 
 def test_images_of_nothing_are_rejects(world, tmp_path):
@@ -236,7 +183,7 @@ def test_images_of_nothing_are_rejects(world, tmp_path):
     generate_cases(evaluation, backbone, None)
     marker = read_marker(tmp_path / "evaluation/images/no-adapters/00000.tar")
     assert (marker.records_in, marker.records_out, marker.rejected) == (2, 0, {"image of one colour": 2})
-    embed_cases(evaluation, world.dino, world.clip)
+    embed_cases(evaluation, world.embedders)
     assert score_cases(evaluation)[0] == []
 
 
@@ -245,6 +192,6 @@ def test_wrong_models_are_named(world, tmp_path):
     with pytest.raises(ValueError, match="the variant adapters needs adapters"):
         generate_cases(evaluation, world.backbone, None)
     with pytest.raises(ValueError, match="the dino model is"):
-        embed_cases(evaluation, load_dino(save_tiny_dino(tmp_path / "dino", seed=3)), world.clip)
+        embed_cases(evaluation, {"dino": load_dino(save_tiny_dino(tmp_path / "dino", seed=3)), "clip": world.clip})
     with pytest.raises(ValueError, match="variants"):
         EvaluationConfig(variants=("adaptors",))

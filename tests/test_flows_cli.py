@@ -66,10 +66,13 @@ def test_report_stands_alone(finished_run: tuple[Path, str]) -> None:
         "Training",
         "Gallery",
         "Scores",
+        "Hard subjects",
+        "by prompt",
+        "Sweep of the scales",
         "Time by stage",
     ):
         assert heading in text
-    for label in ("No adapters", "Committed adapters", "wrong reference", "Real against real", "no box"):
+    for label in ("No adapters", "Committed adapters", "wrong reference", "Real against real", "no box", "MDINO"):
         assert label in text
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from PIL import Image
 from tiny_diffusion import tiny_tokenizer
-from transformers import CLIPConfig, CLIPModel, ViTConfig, ViTModel
+from transformers import CLIPConfig, CLIPModel, Dinov2Config, Dinov2Model, ViTConfig, ViTModel
 
 
 def save_tiny_dino(folder: Path, image_size: int = 32, seed: int = 0) -> Path:
@@ -19,6 +19,17 @@ def save_tiny_dino(folder: Path, image_size: int = 32, seed: int = 0) -> Path:
         patch_size=8, initializer_range=0.2, layer_norm_eps=1e-6,
     )  # fmt: skip
     ViTModel(config, add_pooling_layer=False).save_pretrained(folder)
+    return folder
+
+
+def save_tiny_dinov2(folder: Path, image_size: int = 32) -> Path:
+    """A DINOv2 of two layers and patches of 8 px."""
+    torch.manual_seed(0)
+    config = Dinov2Config(
+        hidden_size=32, num_hidden_layers=2, num_attention_heads=4, image_size=image_size, patch_size=8,
+        initializer_range=0.2,
+    )  # fmt: skip
+    Dinov2Model(config).save_pretrained(folder)
     return folder
 
 

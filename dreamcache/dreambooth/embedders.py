@@ -67,15 +67,15 @@ def preprocess(
 
 @dataclass(frozen=True)
 class DinoEmbedder:
-    """DINO (ViT-S/16 for published scores): the class token after the last layer norm, before any head."""
+    """DINO (ViT-S/16 for published scores) or DINOv2: the class token after the last layer norm, before any head."""
 
     model: Any
     identity: str
+    size: int
 
     def preprocess(self, image: Path | Image.Image) -> torch.Tensor:
-        """Preprocess one image: (3, S, S) float32 for the model's image size S, normalized by ImageNet's statistics."""
-        size = self.model.config.image_size
-        return preprocess(image, round(size * 256 / 224), size, IMAGENET_MEAN, IMAGENET_STD)
+        """Preprocess one image: (3, S, S) float32 for the size S that is read, normalized by ImageNet's statistics."""
+        return preprocess(image, round(self.size * 256 / 224), self.size, IMAGENET_MEAN, IMAGENET_STD)
 
     @torch.inference_mode()
     def embed_images(self, images: Sequence[Path | Image.Image], batch_size: int = 32) -> torch.Tensor:
@@ -142,7 +142,16 @@ def load_dino(location: str | Path, device: str | torch.device = "cpu") -> DinoE
 
     # The first DINO has no pooler; one made up of random weights must not be in the way.
     model = _load(ViTModel, location, add_pooling_layer=False)
-    return DinoEmbedder(model.to(device), model_identity(location))
+    return DinoEmbedder(model.to(device), model_identity(location), model.config.image_size)
+
+
+def load_dinov2(location: str | Path, device: str | torch.device = "cpu") -> DinoEmbedder:
+    """Load DINOv2, float32, from a local folder or by name, such as "facebook/dinov2-small"; errors as `load_dino`."""
+    from transformers import Dinov2Model
+
+    model = _load(Dinov2Model, location)
+    # Its table of positions is for 518 pixels, but 224 are what it is used with; positions are interpolated.
+    return DinoEmbedder(model.to(device), model_identity(location), min(model.config.image_size, 224))
 
 
 def load_clip(location: str | Path, device: str | torch.device = "cpu") -> ClipEmbedder:

@@ -2,13 +2,15 @@
 
 import io
 from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
 from dreamcache.dreambooth.cases import Subject
 from dreamcache.dreambooth.config import Variant
-from dreamcache.dreambooth.evaluation import Evaluation
+from dreamcache.dreambooth.evaluation import Evaluation, Reference
 
 if TYPE_CHECKING:
     from dreamcache.adapters import AdapterSet
@@ -23,6 +25,7 @@ def generate_cases(
     adapters: "AdapterSet | None",
     batch_size: int = 8,
     report: Report | None = None,
+    ip_adapter: str | Path | None = None,
 ) -> int:
     """Sample the images of all shards that are not up to date; returns the number of shards made.
 
@@ -32,22 +35,38 @@ def generate_cases(
             them.
         batch_size: images sampled at a time; it changes them by rounding only.
         report: called after each shard with stage, variant, subject, done, total and made (False: it was up to date).
+        ip_adapter: where IP-Adapter lies, for the variant of that name.
 
     Raises:
         ValueError: when a variant needs adapters and there are none.
     """
     made = 0
     plans = evaluation.image_plans()
-    for done, (variant, subject, plan) in enumerate(plans, start=1):
-        if stale := plan.state() != "done":
-            generate_shard(evaluation, variant, subject, backbone, adapters, batch_size)
-            made += 1
-        if report is not None:
-            report(
-                {"stage": "images", "variant": variant, "subject": subject.name, "done": done, "total": len(plans)}
-                | {"made": stale}
-            )
+    with ExitStack() as stack:
+        pipeline = None
+        for done, (variant, subject, plan) in enumerate(plans, start=1):
+            if stale := plan.state() != "done":
+                if variant == "ip-adapter" and pipeline is None:
+                    pipeline = stack.enter_context(_ip_adapted(evaluation, backbone, ip_adapter))
+                elif variant != "ip-adapter" and pipeline is not None:
+                    stack.close()  # the others see the U-Net without it
+                    pipeline = None
+                generate_shard(evaluation, variant, subject, backbone, adapters, batch_size, pipeline)
+                made += 1
+            if report is not None:
+                report(
+                    {"stage": "images", "variant": variant, "subject": subject.name, "done": done, "total": len(plans)}
+                    | {"made": stale}
+                )
     return made
+
+
+def _ip_adapted(evaluation: Evaluation, backbone: "Backbone", location: str | Path | None) -> Any:
+    from dreamcache.dreambooth.ip_adapter import ip_adapted
+
+    if location is None:
+        raise ValueError("the variant ip-adapter needs IP-Adapter; say where it lies, or take it out of the variants")
+    return ip_adapted(backbone, location, evaluation.config.ip_adapter_scale)
 
 
 def generate_shard(
@@ -57,42 +76,35 @@ def generate_shard(
     backbone: "Backbone",
     adapters: "AdapterSet | None",
     batch_size: int = 8,
+    ip_adapter: Any = None,
 ) -> None:
     """Sample one subject's images for one variant: PNG, with the case and the reference's key in KEY.json.
 
-    An image of one colour, which is what NaN turns into, is a reject.
+    An image of one colour, which is what NaN turns into, is a reject. `ip_adapter` is a pipeline for that variant.
 
     Raises:
         ValueError: when the variant needs adapters and there are none, or the reference's mask does not fit it.
     """
     from dreamcache.cache import cache_reference
-    from dreamcache.dreambooth.embedders import open_image
-    from dreamcache.reference import reference_image
     from dreamcache.sampling import sample_images
 
     reference = evaluation.reference(variant, subject)
-    cache = None
-    if reference is not None:
-        if adapters is None:
-            raise ValueError(f"the variant {variant} needs adapters; give them, or take it out of the variants")
-        mask = None if reference.mask is None else Image.open(io.BytesIO(reference.mask))
-        try:
-            shown = reference_image(open_image(reference.path), mask, backbone.image_size)
-        except ValueError as error:
-            raise ValueError(f"{reference.path}: {error}") from error
-        cache = cache_reference(backbone, shown)
-    cases = evaluation.cases(subject)
+    config, cases = evaluation.config.sampling, evaluation.cases(subject)
+    prompts, seeds = [case.prompt for case in cases], [case.seed for case in cases]
+    shown = None if reference is None else _shown(reference, backbone.image_size)
+    if variant not in ("no-adapters", "ip-adapter") and adapters is None:
+        raise ValueError(f"the variant {variant} needs adapters; give them, or take it out of the variants")
     plan = evaluation.image_plan(variant, subject)
     with plan.writing({"batch_size": batch_size, "device": str(backbone.device)}, records_in=len(cases)) as out:
-        images = sample_images(
-            backbone,
-            None if cache is None else adapters,
-            cache,
-            [case.prompt for case in cases],
-            evaluation.config.sampling,
-            seeds=[case.seed for case in cases],
-            batch_size=batch_size,
-        )
+        if variant == "ip-adapter":
+            from dreamcache.dreambooth.ip_adapter import sample_ip_adapter
+
+            assert shown is not None
+            images = sample_ip_adapter(ip_adapter, shown, prompts, config, seeds, batch_size)
+        else:
+            cache = None if shown is None else cache_reference(backbone, shown)
+            used = None if cache is None else adapters
+            images = sample_images(backbone, used, cache, prompts, config, seeds=seeds, batch_size=batch_size)
         for case, image in zip(cases, images, strict=True):
             record = {
                 "key": case.key,
@@ -110,3 +122,15 @@ def generate_shard(
             content = io.BytesIO()
             image.save(content, "PNG")
             out.add(record, {"png": content.getvalue()})
+
+
+def _shown(reference: Reference, size: int) -> Image.Image:
+    """A reference as the backbone is shown it: the subject on white, RGB, size x size."""
+    from dreamcache.dreambooth.embedders import open_image
+    from dreamcache.reference import reference_image
+
+    mask = None if reference.mask is None else Image.open(io.BytesIO(reference.mask))
+    try:
+        return reference_image(open_image(reference.path), mask, size)
+    except ValueError as error:
+        raise ValueError(f"{reference.path}: {error}") from error

@@ -65,6 +65,17 @@ def pair_similarity(images: Array) -> list[tuple[int, int, float]]:
     return [(i, j, float(table[i, j])) for i in range(len(images)) for j in range(i + 1, len(images))]
 
 
+def diversity(generated: Array, prompts: Sequence[int]) -> list[float | None]:
+    """How much images of one prompt differ: each one's mean of 1 - cosine with the others, (N, D) and N prompts to N.
+
+    None for an image that is alone with its prompt.
+    """
+    table = 1 - cosines(generated, generated[None])
+    own = np.asarray(prompts)
+    others = (own[:, None] == own[None]) & ~np.eye(len(own), dtype=bool)
+    return [float(row[chosen].mean()) if chosen.any() else None for row, chosen in zip(table, others, strict=True)]
+
+
 def estimate(
     values: Sequence[float],
     subjects: Sequence[str],

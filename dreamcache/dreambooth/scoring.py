@@ -1,22 +1,19 @@
-"""From an evaluation's images to its rows: embeddings in shards, then one row an image, which needs no model."""
+"""From an evaluation's images to embeddings, in shards; and the files of its results."""
 
-import io
 import json
 import os
-from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
-from PIL import Image
-from safetensors.numpy import load, save
+from safetensors.numpy import save
 
 from dreamcache.dreambooth.cases import Subject
-from dreamcache.dreambooth.config import PREPROCESSING, Variant
+from dreamcache.dreambooth.config import EMBEDDINGS, Variant
 from dreamcache.dreambooth.evaluation import Evaluation
-from dreamcache.dreambooth.metrics import image_similarity, pair_similarity, text_similarity
-from shards.files import json_line, read_tar_records, sync_folder
+from dreamcache.dreambooth.masked import read_images, read_masks, subject_alone
+from shards.files import json_line, sync_folder
 from shards.stage import ShardPlan
 
 if TYPE_CHECKING:
@@ -28,31 +25,37 @@ ROWS, REAL_ROWS, SUMMARY = "rows.jsonl", "real.jsonl", "summary.json"
 
 def embed_cases(
     evaluation: Evaluation,
-    dino: "DinoEmbedder",
-    clip: "ClipEmbedder",
+    embedders: "Mapping[str, DinoEmbedder | ClipEmbedder]",
     batch_size: int = 32,
     report: "Report | None" = None,
 ) -> int:
-    """Embed the images of all shards that are not up to date, sampled and real; returns the number of shards made.
+    """Embed the images of all shards that are not up to date; returns the number of shards made.
+
+    Args:
+        evaluation: whose images; they must have been sampled and, for masked metrics, their masks made.
+        embedders: "dino", "clip" and, where the evaluation names it, "dinov2".
+        batch_size: images embedded at a time; it changes nothing beyond rounding.
+        report: called after each shard with stage, variant, subject, done, total and made (False: it was up to date).
 
     Raises:
         ValueError: when images have not been sampled yet, or the embedders are not those that the evaluation names.
     """
-    for name, embedder in (("dino", dino), ("clip", clip)):
+    for name, embedder in embedders.items():
         if embedder.identity != evaluation.models[name]:
             raise ValueError(
                 f"the {name} model is {embedder.identity[:12]}, but the evaluation names {evaluation.models[name][:12]}"
             )
     made = 0
-    plans = evaluation.embedding_plans()
-    for done, (variant, subject, plan) in enumerate(plans, start=1):
+    plans = [(kind, *plan) for kind in evaluation.kinds for plan in evaluation.embedding_plans(kind)]
+    plans += [("masked", *plan) for plan in evaluation.masked_plans()]
+    for done, (kind, variant, subject, plan) in enumerate(plans, start=1):
         if stale := plan.state() != "done":
-            embed_shard(evaluation, variant, subject, dino, clip, batch_size)
+            embed_shard(evaluation, kind, variant, subject, plan, embedders, batch_size)
             made += 1
         if report is not None:
             name = variant or "real"
             report(
-                {"stage": "embeddings", "variant": name, "subject": subject.name, "done": done, "total": len(plans)}
+                {"stage": kind, "variant": name, "subject": subject.name, "done": done, "total": len(plans)}
                 | {"made": stale}
             )
     return made
@@ -60,125 +63,55 @@ def embed_cases(
 
 def embed_shard(
     evaluation: Evaluation,
+    kind: str,
     variant: Variant | None,
     subject: Subject,
-    dino: "DinoEmbedder",
-    clip: "ClipEmbedder",
+    plan: ShardPlan,
+    embedders: "Mapping[str, DinoEmbedder | ClipEmbedder]",
     batch_size: int = 32,
 ) -> None:
-    """Embed one subject's images of one variant, or its real images for None.
+    """Embed one subject's images of one variant, or its real images for None; of the kind "masked" without background.
+
+    An image whose subject was not found, and an embedding that is not finite, are rejects.
 
     Raises:
         ValueError: when the images have not been sampled yet.
     """
-    images: list[Image.Image | Path]
-    if variant is None:
-        plan = evaluation.real_plan(subject)
-        images = list(subject.images)
-        records: list[dict[str, Any]] = [
-            {"key": subject.image_key(path), "subject": subject.name} for path in subject.images
-        ]
-    elif variant == "copy-paste":
-        plan = evaluation.embedding_plan(variant, subject)
-        images = [subject.reference]
-        records = [
-            {
-                "key": case.key, "subject": case.subject, "prompt_index": case.prompt_index, "position": case.position,
-                "prompt": case.prompt, "seed": None, "reference": subject.image_key(subject.reference),
-                "reference_masked": None,
-            }
-            for case in evaluation.cases(subject)
-        ]  # fmt: skip
-    else:
-        plan = evaluation.embedding_plan(variant, subject)
-        source = evaluation.image_plan(variant, subject)
-        if source.state() != "done":
-            raise ValueError(f"{source.path}: images not sampled yet, or by other settings; run generate_cases first")
-        parts = [content for _, content in read_tar_records(source.path)]
-        images = [Image.open(io.BytesIO(content["png"])) for content in parts]
-        records = [json.loads(content["json"]) for content in parts]
-    embeddings = {
-        "dino": dino.embed_images(images, batch_size).numpy(),
-        "clip": clip.embed_images(images, batch_size).numpy(),
-    }
+    from dreamcache.dreambooth.embedders import open_image
+
+    records, images = read_images(evaluation, variant, subject)
+    rejects: list[tuple[dict[str, Any], str]] = []
+    if kind == "masked":
+        masks, kept = read_masks(evaluation, variant, subject), []
+        for record, image in zip(records, images, strict=True):
+            mask = masks.get(record["key"])
+            alone = mask and subject_alone(open_image(image), mask, evaluation.config.background)
+            if alone:
+                kept.append((record, alone))
+            else:
+                rejects.append((record, "subject not found"))
+        records, images = [record for record, _ in kept], [image for _, image in kept]
+    used = {name: embedders[name] for name in EMBEDDINGS.get(kind, EMBEDDINGS["embeddings"])}
+    embeddings = {name: one.embed_images(images, batch_size).numpy() for name, one in used.items()}
     if variant == "copy-paste":
         embeddings = {name: np.repeat(rows, len(records), axis=0) for name, rows in embeddings.items()}
-    if variant is not None:
+    text: dict[str, np.ndarray] = {}
+    if variant is not None and kind == "embeddings":
         prompts = sorted({record["prompt"] for record in records})
+        clip = cast("ClipEmbedder", embedders["clip"])
         text = dict(zip(prompts, clip.embed_prompts(prompts, batch_size).numpy(), strict=True)) if prompts else {}
-    with plan.writing({"batch_size": batch_size, "device": str(dino.model.device)}, records_in=len(records)) as out:
+    device = str(embedders["dino"].model.device)
+    with plan.writing({"batch_size": batch_size, "device": device}, len(records) + len(rejects)) as out:
+        for record, reason in rejects:
+            out.reject(record, reason)
         for index, record in enumerate(records):
             tensors = {name: np.ascontiguousarray(rows[index]) for name, rows in embeddings.items()}
-            if variant is not None:
+            if text:
                 tensors["prompt"] = np.ascontiguousarray(text[record["prompt"]])
             if all(np.isfinite(tensor).all() for tensor in tensors.values()):
                 out.add(record, {"safetensors": save(tensors)})
             else:
                 out.reject(record, "embedding not finite")
-
-
-def score_cases(evaluation: Evaluation) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """One row an image and one a pair of real images, from the stored embeddings alone.
-
-    A row holds variant, case, subject, class, live, palette_shared (another subject of the benchmark has its palette),
-    prompt_index, position, prompt, seed, reference (the key of the image shown to the backbone, None: none),
-    reference_masked, references (how many real images it was scored against), dino, clip_i, clip_t; and benchmark,
-    digests, protocol, preprocessing and models, which say what the numbers are.
-
-    Raises:
-        ValueError: when embeddings are missing or belong to other settings.
-    """
-    benchmark, config = evaluation.benchmark, evaluation.config
-    groups: Counter[str | None] = Counter(
-        subject.palette_group for subject in benchmark.subjects if subject.palette_group is not None
-    )
-    names = {"benchmark": benchmark.name, "digests": benchmark.digests, "preprocessing": PREPROCESSING}
-    scored_by = {name: evaluation.models[name] for name in ("dino", "clip")}
-    rows: list[dict[str, Any]] = []
-    real_rows: list[dict[str, Any]] = []
-    for subject in evaluation.subjects:
-        about = {
-            "subject": subject.name,
-            "class": subject.class_word,
-            "live": subject.live,
-            "palette_shared": groups[subject.palette_group] > 1,
-        }
-        real = _read_embeddings(evaluation.real_plan(subject))
-        keys = [subject.image_key(path) for path in subject.images]
-        if missing := [key for key in keys if key not in real]:
-            raise ValueError(f"the real image {missing[0]} has no finite embedding; it cannot be scored against")
-        matrices = {name: np.stack([real[key][1][name] for key in keys]) for name in ("dino", "clip")}
-        pairs = zip(pair_similarity(matrices["dino"]), pair_similarity(matrices["clip"]), strict=True)
-        for (i, j, by_dino), (_, _, by_clip) in pairs:
-            scores = {"dino": by_dino, "clip_i": by_clip}
-            real_rows.append(
-                about | {"pair": [keys[i], keys[j]]} | scores | names | {"models": scored_by},
-            )
-        if config.protocol == "one-reference":
-            keys = [subject.image_key(subject.reference)]
-        references = {name: np.stack([real[key][1][name] for key in keys]) for name in ("dino", "clip")}
-        for variant in config.variants:
-            stored = list(_read_embeddings(evaluation.embedding_plan(variant, subject)).values())
-            if not stored:
-                continue  # all of them rejected: the accounts say so
-            dino, clip, prompt = (np.stack([e[name] for _, e in stored]) for name in ("dino", "clip", "prompt"))
-            scores_of = {
-                "dino": image_similarity(dino, references["dino"]),
-                "clip_i": image_similarity(clip, references["clip"]),
-                "clip_t": text_similarity(clip, prompt),
-            }
-            models = dict(scored_by)
-            if variant != "copy-paste":
-                models |= evaluation.image_plan(variant, subject).spec.models
-            for index, (record, _) in enumerate(stored):
-                record = dict(record)
-                rows.append(
-                    {"variant": variant, "case": record.pop("key"), **about, **record, "references": len(keys)}
-                    | {name: float(values[index]) for name, values in scores_of.items()}
-                    | names
-                    | {"protocol": config.protocol, "models": models}
-                )
-    return rows, real_rows
 
 
 def write_results(
@@ -188,7 +121,7 @@ def write_results(
     contents = {
         ROWS: b"".join(json_line(row) for row in rows),
         REAL_ROWS: b"".join(json_line(row) for row in real_rows),
-        SUMMARY: json.dumps(summary, indent=1, allow_nan=False).encode() + b"\n",
+        SUMMARY: summary_json(summary),
     }
     for name, content in contents.items():
         temporary = folder / f".{name}.partial"
@@ -200,8 +133,6 @@ def write_results(
     sync_folder(folder)
 
 
-def _read_embeddings(plan: ShardPlan) -> dict[str, tuple[dict[str, Any], dict[str, np.ndarray]]]:
-    """Records and embeddings of a shard by key; strict about its being up to date."""
-    if changes := plan.changes():
-        raise ValueError(f"{plan.path}: not embedded yet, or by other settings ({changes[0]}); run embed_cases first")
-    return {key: (json.loads(parts["json"]), load(parts["safetensors"])) for key, parts in read_tar_records(plan.path)}
+def summary_json(summary: Mapping[str, Any]) -> bytes:
+    """A summary as its file holds it; NaN is refused with ValueError."""
+    return json.dumps(summary, indent=1, allow_nan=False).encode() + b"\n"

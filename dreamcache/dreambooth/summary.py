@@ -7,7 +7,9 @@ from typing import Any
 
 from dreamcache.dreambooth.metrics import Estimate, estimate, paired_difference
 
-METRICS = ("dino", "clip_i", "clip_t")
+# All of them where rows have them; the first three they have always.
+METRICS = ("dino", "clip_i", "clip_t", "mdino", "mclip_i", "dinov2", "diversity")
+NAMED = ("benchmark", "digests", "protocol", "preprocessing", "masking")
 Row = dict[str, Any]
 
 # Kinds of subjects, each with its own line in every table.
@@ -23,11 +25,14 @@ def summarize(rows: Sequence[Row], real_rows: Sequence[Row] = (), seed: int = 0)
     """Sum up the rows of one evaluation, from the rows alone; the same rows give the same numbers to the last digit.
 
     Returns a dict for JSON:
-        benchmark, digests, protocol, preprocessing, models: what the rows name.
+        benchmark, digests, protocol, preprocessing, masking (with masked metrics), models: what the rows name.
         variants: by variant, by kind ("overall", "object", "live", "palette_shared", where there are rows of it), by
             metric an `Estimate` as a dict (its NaN as None); and "subjects" and "prompts", by name, by metric the mean.
         differences: paired differences of variants, see `compare`, by "FIRST - SECOND", kind and metric.
-        real_against_real: by kind, "dino" and "clip_i" of distinct pairs of a subject's real images.
+        real_against_real: by kind, DINO, CLIP-I and what there is like them, of distinct pairs of a subject's real
+            images.
+
+    A masked metric is the mean over the images whose subject was found; its count says how many.
 
     Under all-references a mean counts every pair of a generated and a real image alike, and `subject_mean` every
     subject. Intervals are of 95%, by bootstrap over subjects with `seed`.
@@ -37,7 +42,7 @@ def summarize(rows: Sequence[Row], real_rows: Sequence[Row] = (), seed: int = 0)
     """
     if not rows:
         raise ValueError("there are no rows to sum up")
-    named = {name: _only(name, rows) for name in ("benchmark", "digests", "protocol", "preprocessing")}
+    named = {name: _only(name, rows) for name in NAMED if name in rows[0]}
     models: dict[str, str] = {}
     for row in rows:
         for role, identity in row["models"].items():
@@ -57,11 +62,9 @@ def summarize(rows: Sequence[Row], real_rows: Sequence[Row] = (), seed: int = 0)
     for variant, its_rows in by_variant.items():
         kinds: dict[str, Any] = {}
         for kind, chosen in _kinds(its_rows):
-            kinds[kind] = {metric: _as_dict(_estimate(chosen, metric, seed)) for metric in METRICS}
+            kinds[kind] = _estimates(chosen, seed)
         kinds["subjects"] = _means(its_rows, lambda row: row["subject"])
-        kinds["prompts"] = _means(
-            its_rows, lambda row: f"{'live' if row['live'] else 'object'}-{row['prompt_index']:02d}"
-        )
+        kinds["prompts"] = _means(its_rows, prompt_name)
         summary["variants"][variant] = kinds
     for first, second in (
         ("adapters", "no-adapters"),
@@ -71,27 +74,42 @@ def summarize(rows: Sequence[Row], real_rows: Sequence[Row] = (), seed: int = 0)
     ):
         if first in by_variant and second in by_variant:
             summary["differences"][f"{first} - {second}"] = compare(by_variant[first], by_variant[second], seed)
-    summary["real_against_real"] = {
-        kind: {metric: _as_dict(_estimate(chosen, metric, seed)) for metric in ("dino", "clip_i")}
-        for kind, chosen in _kinds(real_rows)
-    }
+    summary["real_against_real"] = {kind: _estimates(chosen, seed) for kind, chosen in _kinds(real_rows)}
     return summary
+
+
+def calibrate(real_rows: Sequence[Row], seed: int = 0) -> dict[str, Any]:
+    """Real images against real images of their subject: by metric the mean by pair and by subject, and every subject's.
+
+    Returns "metrics" (by metric an `Estimate` as a dict: `mean` is by pair, `subject_mean` by subject) and "subjects".
+    Raises ValueError where no subject has two images.
+    """
+    if not real_rows:
+        raise ValueError("no subject has two real images: there is no pair to calibrate with")
+    return {"metrics": _estimates(real_rows, seed), "subjects": _means(real_rows, lambda row: row["subject"])}
 
 
 def compare(first: Sequence[Row], second: Sequence[Row], seed: int = 0) -> dict[str, Any]:
     """Paired differences, first minus second, of two sets of rows of one variant each: by kind and metric.
 
-    The rows may be of one evaluation or of two; images are paired by case, and those that only one has are left out.
+    The rows may be of one evaluation or of two; images are paired by case, and those that only one has are left out,
+    as are masked metrics of different masks and DINOv2 of different models.
 
     Raises:
         ValueError: when the rows are of different protocols, benchmarks, scoring models or preprocessing, or of more
             than one variant, or were sampled with different seeds or prompts.
     """
     both = [*first, *second]
-    for name in ("benchmark", "digests", "protocol", "preprocessing"):
+    for name in NAMED[:3]:
         _only(name, both)
     for role in ("dino", "clip"):
         _only(f"{role} model", [{f"{role} model": row["models"][role]} for row in both])
+        _only(f"{role} preprocessing", [{f"{role} preprocessing": row["preprocessing"].get(role)} for row in both])
+    left_out = set[str]()
+    if any(row.get("masking") != first[0].get("masking") for row in both):
+        left_out |= {"mdino", "mclip_i"}
+    if any(row["models"].get("dinov2") != first[0]["models"].get("dinov2") for row in both):
+        left_out |= {"dinov2"}
     by_case = []
     for rows in (first, second):
         _only("variant", rows)
@@ -106,18 +124,26 @@ def compare(first: Sequence[Row], second: Sequence[Row], seed: int = 0) -> dict[
                 raise ValueError(f"the case {case} has two values of {name}: its images cannot be paired")
     result: dict[str, Any] = {}
     for kind, chosen in _kinds([by_case[0][case] for case in common]):
-        cases = [row["case"] for row in chosen]
         result[kind] = {}
         for metric in METRICS:
-            difference = paired_difference(
-                {case: by_case[0][case][metric] for case in cases},
-                {case: by_case[1][case][metric] for case in cases},
-                {row["case"]: row["subject"] for row in chosen},
-                {row["case"]: _weight(row, metric) for row in chosen},
-                seed,
-            )
-            result[kind][metric] = _as_dict(difference)
+            known = [
+                row["case"] for row in chosen if all(rows[row["case"]].get(metric) is not None for rows in by_case)
+            ]
+            if known and metric not in left_out:
+                difference = paired_difference(
+                    {case: by_case[0][case][metric] for case in known},
+                    {case: by_case[1][case][metric] for case in known},
+                    {case: by_case[0][case]["subject"] for case in known},
+                    {case: _weight(by_case[0][case], metric) for case in known},
+                    seed,
+                )
+                result[kind][metric] = _as_dict(difference)
     return result
+
+
+def prompt_name(row: Row) -> str:
+    """A prompt's list and its place there, as summaries name it: "object-03"."""
+    return f"{'live' if row['live'] else 'object'}-{row['prompt_index']:02d}"
 
 
 def _kinds(rows: Sequence[Row]) -> Iterable[tuple[str, list[Row]]]:
@@ -128,16 +154,26 @@ def _kinds(rows: Sequence[Row]) -> Iterable[tuple[str, list[Row]]]:
 
 def _weight(row: Row, metric: str) -> float:
     """How many pairs of images a score is the mean of."""
-    return 1.0 if metric == "clip_t" else float(row.get("references", 1))
+    if metric in ("clip_t", "diversity"):
+        return 1.0
+    return float(row.get("masked_references" if metric in ("mdino", "mclip_i") else "references", 1))
 
 
-def _estimate(rows: Sequence[Row], metric: str, seed: int) -> Estimate:
-    return estimate(
-        [row[metric] for row in rows],
-        [row["subject"] for row in rows],
-        [_weight(row, metric) for row in rows],
-        seed=seed,
-    )
+def _estimates(rows: Sequence[Row], seed: int) -> dict[str, dict[str, Any]]:
+    """By metric the estimate over the rows that have it."""
+    found = {metric: [row for row in rows if row.get(metric) is not None] for metric in METRICS}
+    return {
+        metric: _as_dict(
+            estimate(
+                [row[metric] for row in scored],
+                [row["subject"] for row in scored],
+                [_weight(row, metric) for row in scored],
+                seed=seed,
+            )
+        )
+        for metric, scored in found.items()
+        if scored
+    }
 
 
 def _means(rows: Sequence[Row], name: Callable[[Row], str]) -> dict[str, dict[str, float]]:
@@ -145,7 +181,11 @@ def _means(rows: Sequence[Row], name: Callable[[Row], str]) -> dict[str, dict[st
     for row in rows:
         groups.setdefault(name(row), []).append(row)
     return {
-        group: {metric: math.fsum(row[metric] for row in chosen) / len(chosen) for metric in METRICS}
+        group: {
+            metric: math.fsum(values) / len(values)
+            for metric in METRICS
+            if (values := [row[metric] for row in chosen if row.get(metric) is not None])
+        }
         for group, chosen in groups.items()
     }
 

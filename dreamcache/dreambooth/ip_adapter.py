@@ -1,0 +1,77 @@
+"""IP-Adapter, a baseline of the benchmark, on the backbone's own U-Net and by the benchmark's own seeds."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from PIL import Image
+
+from dreamcache.configs import SamplingConfig
+
+if TYPE_CHECKING:
+    from dreamcache.backbone import Backbone
+
+# Where the public repository "h94/IP-Adapter" has them for SD 1.5, and a local folder must.
+SUBFOLDER, WEIGHTS = "models", "ip-adapter_sd15.safetensors"
+
+
+@contextmanager
+def ip_adapted(backbone: "Backbone", location: str | Path, scale: float) -> Iterator[Any]:
+    """A diffusers pipeline of the backbone with IP-Adapter of this scale; after it the U-Net is itself again.
+
+    `location` is a local folder or a Hub name with models/ip-adapter_sd15.safetensors and models/image_encoder/.
+    ValueError where they are not there or do not fit the backbone.
+    """
+    from diffusers import DDIMScheduler, StableDiffusionPipeline
+
+    before = dict(backbone.unet.attn_processors)
+    pipeline = StableDiffusionPipeline(
+        vae=backbone.vae, text_encoder=backbone.text_encoder, tokenizer=backbone.tokenizer, unet=backbone.unet,
+        scheduler=DDIMScheduler.from_config(backbone.scheduler.config), safety_checker=None, feature_extractor=None,
+        requires_safety_checker=False,
+    )  # fmt: skip
+    pipeline.set_progress_bar_config(disable=True)
+    try:
+        try:
+            pipeline.load_ip_adapter(str(location), subfolder=SUBFOLDER, weight_name=WEIGHTS)
+        except (OSError, ValueError, KeyError, RuntimeError) as error:
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            raise ValueError(
+                f"{location}: no IP-Adapter for this backbone ({reason}); it needs {SUBFOLDER}/{WEIGHTS} and "
+                f"{SUBFOLDER}/image_encoder, as https://huggingface.co/h94/IP-Adapter has them"
+            ) from error
+        pipeline.set_ip_adapter_scale(scale)
+        yield pipeline
+    finally:
+        pipeline.unload_ip_adapter()
+        backbone.unet.set_attn_processor(before)
+
+
+@torch.no_grad()
+def sample_ip_adapter(
+    pipeline: Any,
+    reference: Image.Image,
+    prompts: Sequence[str],
+    config: SamplingConfig,
+    seeds: Sequence[int],
+    batch_size: int = 8,
+) -> list[Image.Image]:
+    """Sample one RGB image a prompt from an `ip_adapted` pipeline, shown a reference (RGB), by the text scale alone."""
+    embeds = pipeline.prepare_ip_adapter_image_embeds(reference, None, pipeline.device, 1, True)[0]
+    images: list[Image.Image] = []
+    for start in range(0, len(prompts), batch_size):
+        batch = list(prompts[start : start + batch_size])
+        images += pipeline(
+            batch,
+            negative_prompt=[config.negative_prompt or ""] * len(batch),
+            # The pipeline itself repeats a reference for the images of one prompt, not for several prompts.
+            ip_adapter_image_embeds=[embeds.repeat_interleave(len(batch), dim=0)],
+            guidance_scale=config.guidance_scale,
+            num_inference_steps=config.steps,
+            eta=config.eta,
+            # On the CPU, as for the other variants: the same seed is the same first noise.
+            generator=[torch.Generator().manual_seed(seed) for seed in seeds[start : start + batch_size]],
+        ).images
+    return images

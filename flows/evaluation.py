@@ -1,0 +1,110 @@
+"""What every evaluation goes through in order, where it is not done: masks, images, embeddings, rows, summary."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from datagen.masks import MasksConfig
+from dreamcache.dreambooth.evaluation import Evaluation
+from flows.artifacts import Progress, table_artifact
+from flows.plans import scored_step
+from flows.profiles import Profile
+from flows.score_tables import estimate_cells
+
+log = logging.getLogger(__name__)
+
+# Loads the backbone, the adapters, and says on which device they are.
+Models = Callable[[], tuple[Any, Any, str]]
+
+
+def make_evaluation(
+    evaluation: Evaluation,
+    profile: Profile,
+    name: str,
+    models: Models,
+    outputs: Callable[[Path], list[Path]] = lambda _: [],
+) -> None:
+    """Make all of an evaluation that is not up to date, its marker last.
+
+    Each subject and variant is a shard that resumes by itself. `models` is called where images have to be sampled, and
+    `outputs`, with the evaluation's folder, for files to be marked beside rows and summary.
+    """
+    from dreamcache.dreambooth.rows import score_cases
+    from dreamcache.dreambooth.scoring import write_results
+    from dreamcache.dreambooth.summary import calibrate, summarize
+
+    started = time.monotonic()
+    _make_masks(evaluation, profile.dataset.masks, name, real=True)
+    if any(plan.changes() for *_, plan in evaluation.image_plans()):
+        from dreamcache.dreambooth.generation import generate_cases
+
+        backbone, adapters, device = models()
+        log.info("%s: sampling %d subjects on %s", name, len(evaluation.subjects), device)
+        with Progress(f"{name} images", len(evaluation.image_plans()), "shards") as progress:
+            report = _reporter(progress)
+            generate_cases(evaluation, backbone, adapters, report=report, ip_adapter=profile.ip_adapter)
+        del backbone, adapters  # the scoring models may need their memory
+    sampled = time.monotonic()
+    _make_masks(evaluation, profile.dataset.masks, name, real=False)
+    _embed(evaluation, profile, name)
+    step = scored_step(evaluation, name)
+    step.reopen()
+    rows, real_rows = score_cases(evaluation)
+    summary = summarize(rows, real_rows) if evaluation.config.variants else calibrate(real_rows)
+    write_results(step.folder, rows, real_rows, summary)
+    seconds = {"images": round(sampled - started, 1), "scores": round(time.monotonic() - sampled, 1)}
+    files = [step.folder / file for file in ("rows.jsonl", "real.jsonl", "summary.json")] + outputs(step.folder)
+    step.finish(files, {"seconds": round(time.monotonic() - started, 1), "seconds_by_part": seconds})
+    _show(name, summary)
+
+
+def _make_masks(evaluation: Evaluation, config: MasksConfig, name: str, real: bool) -> None:
+    """Run the dataset's mask stage on the benchmark's real images, or on those that are scored."""
+    waiting = [(v, s) for v, s, plan in evaluation.mask_plans(real) if plan.state() != "done"]
+    if not waiting:
+        return
+    from datagen import masks
+    from dreamcache.dreambooth.masked import write_pictures
+
+    boxes, cutter = masks.TransformersBoxFinder(config), masks.TransformersMaskCutter(config)
+    with Progress(f"{name} masks", len(waiting), "shards") as progress:
+        for done, (variant, subject) in enumerate(waiting, start=1):
+            if evaluation.picture_plan(variant, subject).state() != "done":
+                write_pictures(evaluation, variant, subject)
+            masks.run(evaluation.mask_plan(variant, subject), config, boxes, cutter, lambda done, total: None)
+            progress.at(done, f"{variant or 'real'} {subject.name}")
+
+
+def _embed(evaluation: Evaluation, profile: Profile, name: str) -> None:
+    plans = evaluation.score_plans()
+    if not any(plan.changes() for plan in plans):
+        return
+    import torch
+
+    from dreamcache.dreambooth.embedders import load_clip, load_dino, load_dinov2
+    from dreamcache.dreambooth.scoring import embed_cases
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    embedders: dict[str, Any] = {"dino": load_dino(profile.dino, device), "clip": load_clip(profile.clip, device)}
+    if profile.dinov2 is not None:
+        embedders["dinov2"] = load_dinov2(profile.dinov2, device)
+    with Progress(f"{name} embeddings", len(plans), "shards") as progress:
+        embed_cases(evaluation, embedders, report=_reporter(progress))
+
+
+def _reporter(progress: Progress) -> Callable[[dict[str, Any]], None]:
+    return lambda row: progress.at(row["done"], f"{row['variant']} {row['subject']}")
+
+
+def _show(name: str, summary: dict[str, Any]) -> None:
+    """The scores as log lines and as a table in Prefect's UI."""
+    parts = {variant: kinds["overall"] for variant, kinds in summary.get("variants", {}).items()}
+    rows = [{"images": label, **estimate_cells(estimates)} for label, estimates in parts.items()]
+    for row in rows:
+        log.info("%s: %s", name, ", ".join(f"{column} {cell}" for column, cell in row.items()))
+    if rows:
+        table_artifact(f"{name}-scores", f"Scores of {name}, with 95% intervals", rows)

@@ -1,0 +1,201 @@
+"""The report's part on scores: every variant with its bounds and intervals, differences, and the sweep of scales."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from dreamcache.dreambooth.scoring import ROWS, SUMMARY
+from dreamcache.dreambooth.summary import METRICS, Row, compare, prompt_name
+from flows.charts import Line, line_chart
+from flows.plans import COMPARED, GIVEN, SWEEP, TRAINED
+from flows.profiles import Profile
+from flows.report_training import current_evaluations
+from flows.score_tables import METRIC_NAMES
+from shards.files import read_json_lines
+
+VARIANTS = {
+    "no-adapters": (
+        "No adapters",
+        "The backbone alone, which knows the class but never saw the subject: the lower bound of likeness. "
+        "What it scores above zero is what any image of the class would score.",
+    ),
+    "adapters": (
+        "Adapters just trained",
+        "Shown the subject's reference. What they gain over no adapters and over the wrong reference is the subject.",
+    ),
+    "wrong-reference": (
+        "Adapters just trained, wrong reference",
+        "Shown another subject, of the same class where there is one, and scored against the right one. "
+        "What is gained here is gained by looking like a reference at all, not like this one.",
+    ),
+    "ip-adapter": (
+        "IP-Adapter",
+        "The same backbone, seeds and references with IP-Adapter, another method without finetuning. "
+        "Its scale is a setting, and its scores move with it as ours do.",
+    ),
+    "copy-paste": (
+        "Copied reference",
+        "The reference itself for every prompt: the upper bound of likeness, deaf to the prompt. "
+        "That DINO and CLIP-I reward it is their weakness, and CLIP-T and diversity show it.",
+    ),
+}
+COMMITTED = {
+    "adapters": ("Committed adapters", "The checkpoint that the profile compares with, shown the subject's reference."),
+    "wrong-reference": ("Committed adapters, wrong reference", "The same, shown another subject's reference."),
+}
+REAL = (
+    "Real against real",
+    "A subject's photographs with each other: what an ideal method would reach that shows the subject anew. "
+    "Scores above it mean that the reference was copied.",
+)
+TABLES = {"overall": "All subjects", "palette_shared": "Hard subjects, which share their palette with another"}
+
+
+def scores(profile: Profile, run: Path) -> dict[str, Any] | None:
+    """The tables of scores with 95% intervals, the bounds on both sides, and paired differences."""
+    current = [name for name, _ in current_evaluations(profile, run)]
+    if TRAINED not in current:
+        return None
+    summary = _summary(run, TRAINED)
+    own = list(read_json_lines(run / TRAINED / ROWS))
+    lines = [(*VARIANTS[variant], kinds) for variant, kinds in summary["variants"].items()]
+    differences = list(summary["differences"].items())
+    if COMPARED in current:
+        lines += [(*COMMITTED[variant], kinds) for variant, kinds in _summary(run, COMPARED)["variants"].items()]
+        committed = list(read_json_lines(run / COMPARED / ROWS))
+        for first in dict.fromkeys(row["variant"] for row in committed):
+            differences.append((f"committed {first} - no-adapters", _difference(committed, first, own, "no-adapters")))
+    for folder in sorted(path.parent for path in run.glob(f"{GIVEN}*/done.json")):
+        name, rows = folder.name.removeprefix(GIVEN), list(read_json_lines(folder / ROWS))
+        lines.append((name, "Images that were given, scored alike.", _summary(run, folder.name)["variants"]["given"]))
+        differences.append((f"adapters - {name}", _difference(own, "adapters", rows, "given")))
+    lines.append((*REAL, summary["real_against_real"]))
+    differences = [(label, kinds) for label, kinds in differences if kinds]
+    metrics = [metric for metric in METRICS if any(metric in kinds.get("overall", {}) for *_, kinds in lines)]
+    number = next(iter(summary["variants"].values()))["overall"]["dino"]["groups"]
+    adapters = summary["variants"].get("adapters", {}).get("overall")
+    headline = [
+        {"value": f"{adapters[metric]['mean']:.3f}", "label": f"{METRIC_NAMES[metric]}, just trained"}
+        for metric in (("dino", "clip_t") if adapters else ())
+    ]
+    return {
+        "text": f"Benchmark {summary['benchmark']}, {number} subjects never seen in training, "
+        f"{summary['images']} images; protocol {summary['protocol']}. In brackets: 95% intervals, "
+        f"bootstrapped over subjects.{_masking(summary)}",
+        "metrics": [METRIC_NAMES[metric] for metric in metrics],
+        "tables": [
+            {
+                "title": title,
+                "rows": [
+                    _row(label, note if kind == "overall" else "", kinds[kind], metrics)
+                    for label, note, kinds in lines
+                    if kind in kinds
+                ],
+                "differences": [
+                    {"label": label, "cells": _cells(kinds[kind], metrics, signed=True)}
+                    for label, kinds in differences
+                    if kind in kinds
+                ],
+            }
+            for kind, title in TABLES.items()
+            if any(kind in kinds for *_, kinds in lines)
+        ],
+        "breakdowns": _breakdowns(summary["variants"], own, metrics),
+        "headline": headline,
+    }
+
+
+def sweep(profile: Profile, run: Path) -> dict[str, Any] | None:
+    """Likeness against fidelity to the prompt over the scales that were swept (paper Fig. S2); None without any."""
+    current = {name for name, _ in current_evaluations(profile, run)}
+    lines, rows = [], []
+    for kind, style in (("image", "right"), ("text", "wrong")):
+        points = []
+        for point, (setting, value) in profile.sweep.points().items():
+            if setting.startswith("image") == (kind == "image") and f"{SWEEP}{point}" in current:
+                overall = _summary(run, f"{SWEEP}{point}")["variants"]["adapters"]["overall"]
+                points.append((value, overall))
+        points.sort(key=lambda point: point[0])
+        places = [(overall["clip_t"]["mean"], overall["dino"]["mean"]) for _, overall in points]
+        lines.append(Line(f"{kind} scale", places, style, [f"{value:g}" for value, _ in points]))
+        rows += [_row(f"{kind} scale {value:g}", "", overall, METRICS[:3]) for value, overall in points]
+    if not rows:
+        return None
+    sampling = profile.evaluation.sampling
+    return {
+        "text": f"The image scale at text scale {sampling.guidance_scale:g}, the text scale at image scale "
+        f"{sampling.image_guidance_scale:g}; the number at a point is its scale. Up is more like the reference, right "
+        "more like the prompt.",
+        "chart": line_chart(lines, "CLIP-T", "DINO"),
+        "metrics": [METRIC_NAMES[metric] for metric in METRICS[:3]],
+        "rows": rows,
+    }
+
+
+def _summary(run: Path, name: str) -> dict[str, Any]:
+    return dict(json.loads((run / name / SUMMARY).read_bytes()))
+
+
+def _difference(first: Sequence[Row], variant: str, second: Sequence[Row], other: str) -> dict[str, Any]:
+    """The paired difference of two variants of two evaluations; empty where they do not compare."""
+    try:
+        return compare(
+            [row for row in first if row["variant"] == variant], [row for row in second if row["variant"] == other]
+        )
+    except ValueError:
+        return {}  # given images may be scored by an earlier protocol or other models
+
+
+def _masking(summary: Mapping[str, Any]) -> str:
+    if "masking" not in summary:
+        return ""
+    settings = summary["masking"]["settings"]
+    overall = [kinds["overall"] for kinds in summary["variants"].values()]
+    found, everything = (
+        sum(kinds.get(metric, {"count": 0})["count"] for kinds in overall) for metric in ("mdino", "dino")
+    )
+    return (
+        f" MDINO and MCLIP-I are of the subject alone on {settings['background']}, where it was found with a box score "
+        f"of at least {settings['min_box_score']:g}: in {found} of {everything} images."
+    )
+
+
+def _breakdowns(variants: Mapping[str, Any], rows: Sequence[Row], metrics: Sequence[str]) -> list[dict[str, Any]]:
+    """The adapters' means by subject and by prompt."""
+    kinds = variants.get("adapters", {})
+    prompts = {prompt_name(row): row["prompt"].replace(row["class"], "…") for row in rows}
+    return [
+        {
+            "title": f"Adapters just trained, by {name[:-1]}",
+            "rows": [
+                {
+                    "label": f"{label}: {prompts[label]}" if label in prompts else label,
+                    "cells": [f"{means[metric]:.3f}" if metric in means else "" for metric in metrics],
+                }
+                for label, means in kinds[name].items()
+            ],
+        }
+        for name in ("subjects", "prompts")
+        if name in kinds
+    ]
+
+
+def _row(label: str, note: str, estimates: dict[str, Any], metrics: Sequence[str]) -> dict[str, Any]:
+    strong = label == VARIANTS["adapters"][0]
+    return {"label": label, "note": note, "strong": strong, "cells": _cells(estimates, metrics)}
+
+
+def _cells(estimates: dict[str, Any], metrics: Sequence[str], signed: bool = False) -> list[dict[str, str]]:
+    sign = "+" if signed else ""
+    cells = []
+    for metric in metrics:
+        if (estimate := estimates.get(metric)) is None:
+            cells.append({"value": "", "interval": ""})
+            continue
+        known = estimate["low"] is not None
+        interval = f"[{estimate['low']:{sign}.3f}, {estimate['high']:{sign}.3f}]" if known else ""
+        cells.append({"value": f"{estimate['mean']:{sign}.3f}", "interval": interval})
+    return cells

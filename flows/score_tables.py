@@ -1,0 +1,135 @@
+"""Scores as people read them: tables of summaries, of paired differences, and of the calibration."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from dreamcache.dreambooth.published import published_real_scores
+from dreamcache.dreambooth.scoring import REAL_ROWS, ROWS, SUMMARY, summary_json
+from dreamcache.dreambooth.summary import KINDS, METRICS, calibrate, compare, summarize
+from shards.files import read_json_lines
+
+METRIC_NAMES = {
+    "dino": "DINO", "clip_i": "CLIP-I", "clip_t": "CLIP-T", "mdino": "MDINO", "mclip_i": "MCLIP-I", "dinov2": "DINOv2",
+    "diversity": "diversity",
+}  # fmt: skip
+KIND_NAMES = {"overall": "all", "object": "objects", "live": "live", "palette_shared": "palette shared"}
+
+
+def estimate_cells(estimates: Mapping[str, Any], signed: bool = False) -> dict[str, str]:
+    """Estimates as texts by the metric's name: the mean and, where it is known, its interval."""
+    sign = "+" if signed else ""
+    cells = {}
+    for metric in METRICS:
+        if (estimate := estimates.get(metric)) is not None:
+            known = estimate["low"] is not None
+            interval = f" [{estimate['low']:{sign}.3f}, {estimate['high']:{sign}.3f}]" if known else ""
+            cells[METRIC_NAMES[metric]] = f"{estimate['mean']:{sign}.3f}{interval}"
+    return cells
+
+
+def summary_table(summary: Mapping[str, Any]) -> str:
+    """A summary's scores by variant and kind of subjects, with 95% intervals, and its paired differences."""
+    lines = [f"benchmark {summary['benchmark']}, protocol {summary['protocol']}, {summary['images']} images"]
+    scores = [(variant, kinds, False) for variant, kinds in summary["variants"].items()]
+    scores.append(("real against real", summary["real_against_real"], False))
+    scores += [(label, kinds, True) for label, kinds in summary["differences"].items()]
+    rows = [
+        {"images": label, "subjects": KIND_NAMES[kind], **estimate_cells(kinds[kind], signed)}
+        for label, kinds, signed in scores
+        for kind in KINDS
+        if kind in kinds
+    ]
+    return "\n".join([*lines, *_aligned(rows)])
+
+
+def recomputed(folder: Path) -> tuple[str, bool]:
+    """The summary of an evaluation's folder computed again from its rows, as a table; and whether it is the stored one.
+
+    Raises FileNotFoundError where there are no rows, and ValueError where they are not rows of one evaluation.
+    """
+    folder = evaluation_folder(folder)
+    rows, real_rows = _rows(folder, ROWS), _rows(folder, REAL_ROWS)
+    try:
+        summary = summarize(rows, real_rows)
+    except KeyError as error:
+        raise ValueError(
+            f"{folder / ROWS}: its rows have no {error.args[0]!r}: not the rows of an evaluation"
+        ) from None
+    stored = (folder / SUMMARY).read_bytes() if (folder / SUMMARY).is_file() else b""
+    return summary_table(summary), summary_json(summary) == stored
+
+
+def compared(first: Path, second: Path, variant: str | None = None) -> str:
+    """Paired differences, first minus second, of two evaluations' folders (or run folders), as a table.
+
+    `variant` is compared where an evaluation has it, by default "adapters"; else its only one. Raises ValueError where
+    the two do not compare: other protocol, benchmark, scoring models, prompts or seeds.
+    """
+    ours, theirs = (_of_one_variant(folder, variant or "adapters") for folder in (first, second))
+    try:
+        differences = compare(ours, theirs)
+    except KeyError as error:
+        raise ValueError(f"the rows have no {error.args[0]!r}: not the rows of an evaluation") from None
+    rows = [{"subjects": KIND_NAMES[kind], **estimate_cells(found, True)} for kind, found in differences.items()]
+    names = [f"{folder} ({found[0]['variant']})" for folder, found in ((first, ours), (second, theirs))]
+    return "\n".join([f"{names[0]} minus {names[1]}, protocol {ours[0]['protocol']}", *_aligned(rows)])
+
+
+def calibration_table(folder: Path, dino: str, clip: str) -> str:
+    """Real against real by pair and by subject, from the stored rows, beside what is published for these models."""
+    real_rows = _rows(folder, REAL_ROWS)
+    found, published = calibrate(real_rows), published_real_scores(real_rows[0]["benchmark"], dino, clip)
+    lines = [f"benchmark {real_rows[0]['benchmark']} ({real_rows[0]['digests']} images): real against real"]
+    rows = []
+    for metric, estimate in found["metrics"].items():
+        row = {"metric": METRIC_NAMES[metric], "by pair": estimate_cells({metric: estimate})[METRIC_NAMES[metric]]}
+        row |= {"by subject": f"{estimate['subject_mean']:.3f}", "pairs": str(estimate["count"])}
+        if metric in published:
+            nearest = min((estimate["mean"], estimate["subject_mean"]), key=lambda mean: abs(mean - published[metric]))
+            agrees = "agrees" if abs(nearest - published[metric]) <= TOLERANCE else "differs: other weights?"
+            row |= {"published": f"{published[metric]:.3f}, {agrees}"}
+        rows.append(row)
+    if not published:
+        lines.append("no published value belongs to these models: this is their own bound")
+    subjects = [
+        {"subject": name} | {METRIC_NAMES[metric]: f"{mean:.3f}" for metric, mean in means.items()}
+        for name, means in found["subjects"].items()
+    ]
+    return "\n".join([*lines, *_aligned(rows), "", *_aligned(subjects)])
+
+
+# How near the published mean, given with three digits and of the images' original size, the true weights come.
+TOLERANCE = 0.005
+
+
+def evaluation_folder(folder: Path) -> Path:
+    """The folder of rows: the one given, or a run folder's evaluation."""
+    return (
+        folder if (folder / ROWS).is_file() or not (folder / "evaluation" / ROWS).is_file() else folder / "evaluation"
+    )
+
+
+def _rows(folder: Path, name: str) -> list[dict[str, Any]]:
+    path = evaluation_folder(folder) / name
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} does not exist: give the folder of a finished evaluation")
+    return list(read_json_lines(path))
+
+
+def _of_one_variant(folder: Path, variant: str) -> list[dict[str, Any]]:
+    rows = _rows(folder, ROWS)
+    variants = list(dict.fromkeys(row.get("variant") for row in rows))
+    if variant not in variants and len(variants) != 1:
+        raise ValueError(f"{folder} has no {variant} among {', '.join(map(str, variants))}: name one by --variant")
+    return [row for row in rows if row["variant"] == (variant if variant in variants else variants[0])]
+
+
+def _aligned(rows: Sequence[Mapping[str, str]]) -> Iterable[str]:
+    """Rows as lines of aligned columns under the names of all columns that any row has."""
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    table = [names, *([row.get(name, "") for name in names] for row in rows)]
+    widths = [max(len(line[column]) for line in table) for column in range(len(names))]
+    return ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in table]

@@ -1,0 +1,86 @@
+"""The report's scores from made-up rows: every number in its place, hard subjects apart, and the sweep's chart."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+from jinja2 import Environment, FileSystemLoader
+from test_dreamcache_dreambooth_metrics import make_rows
+
+from dreamcache.dreambooth.scoring import write_results
+from dreamcache.dreambooth.summary import summarize
+from flows import report_scores
+from flows.profiles import load_profile
+
+PROFILE = load_profile("miniature", {"sweep.image_scales": [2.0, 0.5], "sweep.text_scales": [3.0]})
+
+
+def write(run: Path, name: str, rows: list[dict]) -> None:
+    real = [row | {"dino": 0.9, "clip_i": 0.95, "clip_t": None, "mdino": None} for row in rows[:4]]
+    (run / name).mkdir(parents=True)
+    write_results(run / name, rows, real, summarize(rows, real))
+    (run / name / "done.json").write_text("{}")
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    own = [row for variant, dino in (("no-adapters", 0.2), ("adapters", 0.3)) for row in make_rows(variant, dino)]
+    masking = {"models": {}, "settings": {"background": "white", "min_box_score": 0.3}}
+    masked = [row | {"mdino": None if row["live"] else 0.4, "masking": masking} for row in own]
+    write(tmp_path, "evaluation", masked)
+    write(tmp_path, "evaluation-of-elite", [row | {"seed": None} for row in make_rows("given", 0.25)])
+    for name, dino in (("image-0.5", 0.31), ("image-2", 0.35), ("text-3", 0.36)):
+        write(tmp_path, f"sweep/{name}", make_rows("adapters", dino))
+    current = [("evaluation", None), *((f"sweep/{point}", None) for point in PROFILE.sweep.points())]
+    monkeypatch.setattr(report_scores, "current_evaluations", lambda profile, run: current)
+    return tmp_path
+
+
+def test_one_table_of_all_and_one_of_hard_subjects(run: Path) -> None:
+    found = report_scores.scores(PROFILE, run)
+    assert found is not None and found["metrics"] == ["DINO", "CLIP-I", "CLIP-T", "MDINO"]
+    assert "on white, where it was found with a box score of at least 0.3: in 12 of 16 images" in found["text"]
+    everyone, hard = found["tables"]
+    labels = ["No adapters", "Adapters just trained", "elite", "Real against real"]
+    assert [row["label"] for row in everyone["rows"]] == [row["label"] for row in hard["rows"]] == labels
+    assert [row["cells"][0]["value"] for row in everyone["rows"]] == ["0.350", "0.450", "0.400", "0.900"]
+    assert [row["cells"][0]["value"] for row in hard["rows"]] == ["0.250", "0.350", "0.300", "0.900"]
+    assert [row["cells"][3]["value"] for row in everyone["rows"]] == ["0.400", "0.400", "", ""]
+    differences = {row["label"]: row["cells"][0] for row in everyone["differences"]}
+    assert differences == {
+        "adapters - no-adapters": {"value": "+0.100", "interval": "[+0.100, +0.100]"},
+        "adapters - elite": {"value": "+0.050", "interval": "[+0.050, +0.050]"},
+    }
+    by_subject, by_prompt = found["breakdowns"]
+    assert by_subject["rows"][3] == {"label": "s3", "cells": ["0.600", "0.500", "0.250", ""]}
+    assert [row["label"] for row in by_prompt["rows"]][:2] == ["object-00: a … 0", "object-01: a … 1"]
+    for row in everyone["rows"][:2]:
+        assert len(re.findall(r"\.(?: |$)", row["note"])) == 2, "what it says, in two sentences"
+
+
+def test_a_sweep_is_a_chart_of_its_points(run: Path) -> None:
+    found = report_scores.sweep(PROFILE, run)
+    assert found is not None
+    assert [row["label"] for row in found["rows"]] == ["image scale 0.5", "image scale 2", "text scale 3"]
+    assert [row["cells"][0]["value"] for row in found["rows"]] == ["0.460", "0.500", "0.510"]
+    assert found["chart"].count("<circle") == 3
+    assert [found["chart"].count(f">{mark}</text>") > 0 for mark in ("0.5", "2", "3")] == [True] * 3
+    template = Environment(loader=FileSystemLoader(Path(report_scores.__file__).parent)).get_template("report.html")
+    page = template.render(scores=report_scores.scores(PROFILE, run), sweep=found)
+    assert "Hard subjects" in page and "Sweep of the scales" in page and "image scale 0.5" in page
+    assert report_scores.sweep(load_profile("miniature"), run) is None
+
+
+def test_points_change_one_scale_and_nothing_else() -> None:
+    points = PROFILE.sweep.points()
+    assert points == {
+        "image-2": ("image_guidance_scale", 2.0),
+        "image-0.5": ("image_guidance_scale", 0.5),
+        "text-3": ("guidance_scale", 3.0),
+    }
+    config = PROFILE.sweep.configured(PROFILE.evaluation, "text-3")
+    changed = json.loads(config.sampling.model_dump_json()).items() ^ PROFILE.evaluation.sampling.model_dump().items()
+    assert changed == {("guidance_scale", 3.0), ("guidance_scale", 7.5)}
+    assert (config.variants, config.images_per_prompt, config.subjects, config.prompts) == (("adapters",), 1, 8, 5)
+    assert config.seed == PROFILE.evaluation.seed and config.protocol == PROFILE.evaluation.protocol
