@@ -54,9 +54,13 @@ class AdapterSet(nn.Module):
         """The layers that a feature cache for these adapters must hold."""
         return tuple(dict.fromkeys(cached_layer(self.config, layer) for layer in self.layers))
 
-    def cache_settings(self, subject: str = "") -> dict[str, Any]:
-        """What `cache_reference` is to be told for these adapters; `subject` is the reference's noun."""
-        prompt = self.config.cache_prompt.replace("{subject}", subject)
+    def cache_settings(self, subjects: str | Sequence[str] = "") -> dict[str, Any]:
+        """What `cache_reference` is to be told for these adapters; `subjects` is the references' noun, or one each."""
+        prompt: str | list[str] = self.config.cache_prompt
+        if isinstance(subjects, str):
+            prompt = prompt.replace("{subject}", subjects)
+        else:
+            prompt = [prompt.replace("{subject}", subject) for subject in subjects]
         return {"layers": self.cached_layers, "prompt": prompt, "timestep": self.config.cache_timestep}
 
     def __getitem__(self, layer: str) -> ConditioningAdapter:

@@ -45,6 +45,7 @@ class TrainingConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
+    adapters: AdapterConfig = AdapterConfig()
     steps: int = Field(default=25_000, ge=1)
     batch_size: int = Field(default=128, ge=1, description="triplets a step, over all accumulated parts")
     accumulation: int = Field(default=1, ge=1, description="equal parts that a step's batch is computed in")

@@ -29,7 +29,8 @@ def save_sample_grid(backbone: "Backbone", adapters: AdapterSet, triplets: Seque
     size = backbone.image_size
     references = [reference_image(triplet.image, triplet.mask, size) for triplet in triplets]
     captions = [triplet.caption for triplet in triplets]
-    cache = cache_reference(backbone, references, layers=adapters.layers)
+    subjects = [str(triplet.record.get("subject", "")) for triplet in triplets]
+    cache = cache_reference(backbone, references, **adapters.cache_settings(subjects))
     columns = (
         references,
         sample_images(backbone, None, None, captions, SAMPLING),

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from dreamcache.adapters import AdapterSet
-from dreamcache.cache import DEFAULT_LAYERS, FeatureCache, reference_features
+from dreamcache.cache import FeatureCache, reference_features
 from dreamcache.checkpoints import TrainingLog, load_state, locked_folder, save_state
 from dreamcache.conditioning import conditioned
 from dreamcache.configs import TrainingConfig
@@ -90,10 +90,11 @@ class _Training:
     ) -> None:  # fmt: skip
         self.backbone, self.data, self.config, self.folder = backbone, data, config, folder
         self.identity, self.report = identity, report
-        self.adapters = AdapterSet.for_unet(backbone.unet, DEFAULT_LAYERS, backbone.identity, config.seed)
-        self.average = None if config.ema_decay is None else AdapterSet.for_unet(
-            backbone.unet, DEFAULT_LAYERS, backbone.identity, config.seed
-        ).requires_grad_(False)  # fmt: skip
+        fresh = {"backbone_identity": backbone.identity, "seed": config.seed, **config.adapters.model_dump()}
+        self.adapters = AdapterSet.for_unet(backbone.unet, **fresh)
+        self.average = None
+        if config.ema_decay is not None:
+            self.average = AdapterSet.for_unet(backbone.unet, **fresh).requires_grad_(False)
         # Decay would draw the projection away from [I | 0], which is no prior, as it is for the attention's weights.
         decayed = ("to_q.weight", "to_k.weight", "to_v.weight", "to_out.weight")
         groups: dict[bool, list[Tensor]] = {True: [], False: []}
@@ -121,7 +122,7 @@ class _Training:
         if self.leads:
             self.log = TrainingLog(folder / "log.csv", self.step)
         held_out = held_out_triplets(shards, config.held_out, config.validation_triplets) if self.leads else []
-        self.validation = prepare_validation(backbone, held_out, self.adapters.layers) if len(held_out) > 1 else None
+        self.validation = prepare_validation(backbone, held_out, self.adapters) if len(held_out) > 1 else None
         self.shown = held_out[:_SAMPLES]
 
     def run(self, workers: int) -> None:
@@ -246,7 +247,12 @@ def training_loss(
         references = backbone.encode_images(batch["reference"])
     text = torch.where(batch["drop_caption"].to(device)[:, None, None], null_text, text)
     reference_noise = batch["reference_noise"].to(device, dtype)
-    cache = FeatureCache(reference_features(backbone, references, reference_noise, adapters.layers, null_text))
+    reference_text = null_text
+    if adapters.config.cache_prompt:
+        reference_text = backbone.encode_prompts(adapters.cache_settings(batch["subject"])["prompt"])
+    cache = FeatureCache(reference_features(
+        backbone, references, reference_noise, adapters.cached_layers, reference_text, adapters.config.cache_timestep
+    ))  # fmt: skip
     timesteps, noise = batch["timestep"].to(device), batch["noise"].to(device)
     noisy = backbone.add_noise(latents, noise, timesteps)
     with conditioned(backbone.unet, adapters, cache):

@@ -72,6 +72,8 @@ class TrainingData(Dataset[dict[str, Any]]):
             "noise": torch.from_numpy(generator.standard_normal(self.latent_shape, dtype=np.float32)),
             "reference_noise": torch.from_numpy(generator.standard_normal(self.latent_shape, dtype=np.float32)),
         }
+        if self.config.adapters.cache_prompt:
+            row["subject"] = str(self.shards.read(shard, index).record.get("subject", ""))
         variants = self.config.reference_variants
         if self.stored is not None:
             file = self._file(shard)

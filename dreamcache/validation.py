@@ -3,7 +3,7 @@
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -11,7 +11,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from dreamcache.adapters import AdapterSet
-from dreamcache.cache import DEFAULT_LAYERS, FeatureCache, cache_reference
+from dreamcache.cache import FeatureCache, cache_reference
 from dreamcache.conditioning import conditioned
 from dreamcache.reference import reference_image, to_tensor
 
@@ -66,7 +66,7 @@ class ValidationInputs:
 def prepare_validation(
     backbone: "Backbone",
     triplets: Sequence["Triplet"],
-    layers: Sequence[str] = DEFAULT_LAYERS,
+    adapters: AdapterSet | None = None,
     batch_size: int = 16,
 ) -> ValidationInputs:
     """Encode held-out triplets; a triplet's wrong reference is the next one's of its class, or the next one's at all.
@@ -83,7 +83,10 @@ def prepare_validation(
         texts.append(backbone.encode_prompts([triplet.caption for triplet in batch]))
         cutouts = [to_tensor(reference_image(triplet.image, triplet.mask, size)) for triplet in batch]
         # On the CPU, since the references of a few dozen triplets may fill a good part of a GPU.
-        caches.append(cache_reference(backbone, torch.stack(cutouts), layers=layers).to("cpu"))
+        settings: dict[str, Any] = {}
+        if adapters is not None:
+            settings = adapters.cache_settings([str(triplet.record.get("subject", "")) for triplet in batch])
+        caches.append(cache_reference(backbone, torch.stack(cutouts), **settings).to("cpu"))
     for triplet in triplets:
         generator = np.random.default_rng(key_hash(triplet.key))
         drawn = generator.standard_normal((TIMESTEPS_A_TRIPLET, *backbone.latent_shape), dtype=np.float32)
@@ -124,8 +127,7 @@ def validation_loss(
     backbone: "Backbone", adapters: AdapterSet | None, triplets: Sequence["Triplet"], batch_size: int = 16
 ) -> dict[str, float]:
     """The mean of `validation_losses` over held-out triplets, which are encoded first: "right", "wrong" and "none"."""
-    layers = DEFAULT_LAYERS if adapters is None else adapters.cached_layers
-    inputs = prepare_validation(backbone, triplets, layers, batch_size)
+    inputs = prepare_validation(backbone, triplets, adapters, batch_size)
     losses = validation_losses(backbone, adapters, inputs, batch_size)
     return {name: float(values.mean()) for name, values in losses.items()}
 

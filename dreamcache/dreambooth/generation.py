@@ -102,8 +102,9 @@ def generate_shard(
             assert shown is not None
             images = sample_ip_adapter(ip_adapter, shown, prompts, config, seeds, batch_size)
         else:
-            cache = None if shown is None else cache_reference(backbone, shown)
-            used = None if cache is None else adapters
+            used, cache = None, None
+            if (whose := evaluation.shown(variant, subject)) is not None and adapters is not None:
+                used, cache = adapters, cache_reference(backbone, shown, **adapters.cache_settings(whose.class_word))
             images = sample_images(backbone, used, cache, prompts, config, seeds=seeds, batch_size=batch_size)
         for case, image in zip(cases, images, strict=True):
             record = {
