@@ -44,7 +44,7 @@ def _add_flow_command(name: str, text: str, example: str) -> None:
         end_with_parent: ParentOption = False,
     ) -> None:
         if end_with_parent:
-            from flows.server import end_with_parent as end
+            from shards.processes import end_with_parent as end
 
             end()
         chosen, folder, changed = _configuration(profile, run, settings)

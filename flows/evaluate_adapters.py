@@ -28,7 +28,7 @@ from flows.plans import (
     evaluations,
 )
 from flows.profiles import DrawnBenchmark, Profile, load_profile, record_configuration
-from flows.server import end_with_parent
+from shards.processes import end_with_parent
 from shards.triplets import TripletShards, triplet_paths
 
 log = logging.getLogger(__name__)

@@ -7,7 +7,8 @@ import pytest
 from tiny_datagen import TAXONOMY, tiny_dataset_config, tiny_models
 
 from datagen import captions
-from datagen.captions import Caption, TransformersCaptioner, names_subject, parse_reply, render_prompt, render_reply
+from datagen.captions import Caption, names_subject, parse_reply, render_prompt, render_reply
+from datagen.captions_transformers import TransformersCaptioner
 from datagen.config import derived_seed
 from datagen.taxonomy import Taxonomy, load_taxonomy
 from shards.files import read_json_lines
