@@ -109,7 +109,12 @@ class VllmCaptioner:
         async with httpx.AsyncClient(base_url=self.address, limits=limits, timeout=timeout, trust_env=False) as client:
             requests = map(self.prompts.tokens, prompts)
             replies = (self._reply(client, free, *one) for one in zip(requests, seeds, strict=True))
-            return await asyncio.gather(*replies)
+            try:
+                async with asyncio.TaskGroup() as group:
+                    tasks = [group.create_task(reply) for reply in replies]
+            except ExceptionGroup as errors:
+                raise errors.exceptions[0] from None
+            return [task.result() for task in tasks]
 
     async def _reply(self, client: httpx.AsyncClient, free: asyncio.Semaphore, prompt: list[int], seed: int) -> str:
         import httpx
