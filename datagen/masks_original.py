@@ -32,24 +32,21 @@ class OriginalBoxFinder:
     """Grounding DINO, Swin-T, by groundingdino-py."""
 
     def __init__(self, config: MasksConfig) -> None:
-        import torch
-
         self.config = config
         self.device = torch_device(config.execution)
-        model = _untrained_detector(config)
         path = checkpoint_file(config.box_model, BOX_CHECKPOINT, "masks.box_model")
         state = _read_checkpoint(path, "masks.box_model")
         state = {key.removeprefix("module."): value for key, value in state.get("model", state).items()}
+        model = _untrained_detector(config)
         _load_strictly(model, {key: state[key] for key in state if key not in UNUSED_KEYS}, path, "masks.box_model")
         self.model = model.to(self.device).eval()
         self.padded = importlib.import_module("groundingdino.util.misc").nested_tensor_from_tensor_list
-        self.mean, self.std = (torch.tensor(values).view(3, 1, 1) for values in (IMAGE_MEAN, IMAGE_STD))
 
     def find(self, images: Sequence[Image], nouns: Sequence[str]) -> list[list[ScoredBox]]:
         """Boxes in the order of the images (RGB), clipped to the image, best first."""
         import torch
 
-        pixels = [self._pixels(image).to(self.device) for image in images]
+        pixels = [_pixels(image).to(self.device) for image in images]
         queries = [self.config.query.format(noun=noun) for noun in nouns]
         with torch.inference_mode():
             outputs = self.model(self.padded(pixels), captions=queries)
@@ -62,16 +59,6 @@ class OriginalBoxFinder:
             scaled = boxes * torch.tensor([image.width, image.height] * 2)
             found.append(best_boxes(list(map(ScoredBox, scaled.tolist(), own.tolist())), image, self.config))
         return found
-
-    def _pixels(self, image: Image) -> torch.Tensor:
-        import numpy as np
-        import torch
-        from PIL import Image
-
-        short = min(SHORT_SIDE, round(LONG_SIDE * min(image.size) / max(image.size)))
-        size = (short * image.width // min(image.size), short * image.height // min(image.size))
-        values = np.asarray(image.resize(size, Image.Resampling.BILINEAR), dtype=np.float32) / 255
-        return (torch.from_numpy(values).permute(2, 0, 1) - self.mean) / self.std
 
 
 class OriginalMaskCutter:
@@ -110,6 +97,19 @@ class OriginalMaskCutter:
             ProposedMasks(one["masks"][0].cpu().numpy(), one["iou_predictions"][0].float().clamp(0, 1).tolist())
             for one in outputs
         ]
+
+
+def _pixels(image: Image) -> torch.Tensor:
+    """An image as the detector sees it: (3, H, W), resized and normalized."""
+    import numpy as np
+    import torch
+    from PIL import Image
+
+    short = min(SHORT_SIDE, round(LONG_SIDE * min(image.size) / max(image.size)))
+    size = (short * image.width // min(image.size), short * image.height // min(image.size))
+    values = np.asarray(image.resize(size, Image.Resampling.BILINEAR), dtype=np.float32) / 255
+    normalized = (values - np.array(IMAGE_MEAN, dtype=np.float32)) / np.array(IMAGE_STD, dtype=np.float32)
+    return torch.from_numpy(normalized).permute(2, 0, 1)
 
 
 def _untrained_detector(config: MasksConfig) -> torch.nn.Module:

@@ -125,7 +125,7 @@ def original_state(model: nn.Module, keys: list[tuple[str, str | None]]) -> dict
     return found | {name: torch.cat([parts[third] for third in "qkv"]) for name, parts in thirds.items()}
 
 
-def save_grounding_dino(folder: Path) -> tuple[Path, Path, Path]:
+def save_grounding_dino(folder: Path, short: int, long: int) -> tuple[Path, Path, Path]:
     """Grounding DINO, Swin-T, with a BERT of two small layers: the authors' checkpoint, BERT's folder, the port's."""
     tokenizer = tiny_bert_tokenizer()
     text = BertConfig(
@@ -139,7 +139,8 @@ def save_grounding_dino(folder: Path) -> tuple[Path, Path, Path]:
     model = GroundingDinoForObjectDetection(GroundingDinoConfig(backbone_config=backbone, text_config=text))
     _perturb(model)
     model.save_pretrained(folder / "port")
-    GroundingDinoProcessor(GroundingDinoImageProcessor(), tokenizer).save_pretrained(folder / "port")
+    images = GroundingDinoImageProcessor(size={"shortest_edge": short, "longest_edge": long})
+    GroundingDinoProcessor(images, tokenizer).save_pretrained(folder / "port")
     text.save_pretrained(folder / "bert")
     tokenizer.save_pretrained(folder / "bert")
     state = original_state(model, DETECTOR_KEYS)
