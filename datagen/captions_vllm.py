@@ -38,9 +38,6 @@ def open_vllm(config: CaptionsConfig, log: Path) -> Iterator[VllmCaptioner]:
     command = [config.server.python or sys.executable, "-m", "vllm.entrypoints.openai.api_server"]
     command += ["--model", config.model, *revision, "--served-model-name", SERVED_NAME, "--dtype", config.dtype]
     command += ["--host", "127.0.0.1", "--port", str(port), *config.server.arguments]
-    if config.reply == "schema":
-        # Left free to put space between any two tokens of JSON, a model may go on doing so for ever.
-        command += ["--structured-outputs-config", '{"backend": "xgrammar", "disable_any_whitespace": true}']
     quiet = {"VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1", "PYTHONPATH": ""}
     captioner.server = ServerProcess("vLLM server", command, log, os.environ | quiet)
     try:

@@ -30,16 +30,15 @@ def gate_fault(record: dict[str, Any], config: GatesConfig) -> tuple[str, float 
     """The first reason against a masks record and the value that failed, or None if it is accepted."""
     if record["box"] is None:
         return "no box", None
+    subjects = count_subjects(record["boxes"], config.min_box_score)
     checks = (
         ("low box score", record["score"], record["score"] >= config.min_box_score),
         ("subject too small", record["area"], record["area"] >= config.min_area),
         ("subject too large", record["area"], record["area"] <= config.max_area),
         ("touches the border", record["border"], record["border"] <= config.max_border),
         ("low predicted IoU", record["predicted_iou"], record["predicted_iou"] >= config.min_predicted_iou),
+        ("several subjects", subjects, config.max_subjects is None or subjects <= config.max_subjects),
     )
-    if config.max_subjects is not None:
-        found = count_subjects(record["boxes"], config.min_box_score)
-        checks += (("several subjects", found, found <= config.max_subjects),)
     return next(((reason, value) for reason, value, passed in checks if not passed), None)
 
 
@@ -60,7 +59,7 @@ def _shared(first: list[float], second: list[float]) -> float:
     width = min(first[2], second[2]) - max(first[0], second[0])
     height = min(first[3], second[3]) - max(first[1], second[1])
     smaller = min((box[2] - box[0]) * (box[3] - box[1]) for box in (first, second))
-    return max(width, 0.0) * max(height, 0.0) / smaller if smaller else 1.0
+    return max(width, 0.0) * max(height, 0.0) / smaller
 
 
 def run(plan: ShardPlan, config: GatesConfig) -> Marker:

@@ -153,14 +153,14 @@ def _vit_sizes(state: Mapping[str, torch.Tensor]) -> dict[str, Any]:
     """The sizes of Segment Anything's ViT. Tables of relative positions have a row for each distance: fewer where the
     attention is windowed."""
     width = state["image_encoder.patch_embed.proj.weight"].shape[0]
-    tables = []
+    tables: list[tuple[int, ...]] = []
     while (key := f"image_encoder.blocks.{len(tables)}.attn.rel_pos_h") in state:
-        tables.append(state[key].shape)
+        tables.append(tuple(state[key].shape))
     return {
         "encoder_embed_dim": width,
         "encoder_depth": len(tables),
         "encoder_num_heads": width // tables[0][1],
-        "encoder_global_attn_indexes": [n for n, (rows, _) in enumerate(tables) if rows != 2 * WINDOW - 1],
+        "encoder_global_attn_indexes": [n for n, table in enumerate(tables) if table[0] != 2 * WINDOW - 1],
     }
 
 

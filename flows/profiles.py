@@ -11,7 +11,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from datagen.captions import CaptionsConfig
+from datagen.captions import CaptionsConfig, ServerConfig
 from datagen.config import Execution
 from datagen.dataset import DatasetConfig
 from datagen.dedup import DedupConfig
@@ -112,6 +112,8 @@ def _full() -> Profile:
                 instruction=CAPTION_INSTRUCTION,
                 dtype="bfloat16",
                 execution=Execution(batch_size=128),
+                # Llama's own 131,072 would take most of a small GPU for one request's memory.
+                server=ServerConfig(arguments=("--max-model-len", "4096")),
             ),
             # Shares of the captions asked for: 370 classes and 102 places are drawn evenly, so these bind where a model
             # writes of one thing whatever it is asked for.

@@ -80,7 +80,10 @@ def test_a_server_killed_in_mid_shard_loses_and_doubles_nothing(
             print(f"{COUNT} captions in {time.monotonic() - started:.1f} s")
             assert len(group_members(group)) > 1  # the server has children of its own, in its group
             captions.run(plan_of(1), config, taxonomy, 0, COUNT, captioner, kill)
-    assert group_members(group) == []
+    deadline = time.monotonic() + 60
+    while left := group_members(group):
+        assert time.monotonic() < deadline, left
+        time.sleep(0.1)
     check(0)
     assert read_marker(plan_of(1).path) is None and not plan_of(1).path.exists()
 

@@ -138,6 +138,9 @@ def save_grounding_dino(folder: Path, short: int, long: int) -> tuple[Path, Path
     torch.manual_seed(0)
     model = GroundingDinoForObjectDetection(GroundingDinoConfig(backbone_config=backbone, text_config=text))
     _perturb(model)
+    with torch.no_grad():  # untrained logits are so large that all scores would be one
+        model.model.decoder.layer_norm.weight *= 0.02
+        model.model.decoder.layer_norm.bias *= 0.02
     model.save_pretrained(folder / "port")
     images = GroundingDinoImageProcessor(size={"shortest_edge": short, "longest_edge": long})
     GroundingDinoProcessor(images, tokenizer).save_pretrained(folder / "port")
