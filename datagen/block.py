@@ -62,6 +62,8 @@ class Block:
             return self._engine
         if stage != self._stage:
             self.release()
+            if stage in ("captions", "images"):
+                masks.check_packages(config.masks)  # before hours of work whose masks could not be made
             match stage:
                 case "captions":
                     log = self.dataset.path("captions", 0).with_name("server.log")

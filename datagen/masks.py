@@ -5,6 +5,7 @@ Boxes, scores and measures are stored for every image, good or bad: the gates de
 
 from __future__ import annotations
 
+import importlib.util
 import io
 import json
 from collections.abc import Callable, Sequence
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 MASKS_VERSION = 2
+PACKAGES = {"groundingdino-py": "groundingdino", "segment-anything": "segment_anything"}
 Box = tuple[float, float, float, float]
 
 
@@ -92,6 +94,16 @@ class MaskCutter(Protocol):
         """Proposals in the order of the images (RGB), masks of the images' sizes."""
 
 
+def check_packages(config: MasksConfig) -> None:
+    """Raise ModuleNotFoundError if the package of an engine is not installed; loads nothing."""
+    for kind, engine in (("box", config.box_engine), ("mask", config.mask_engine)):
+        if engine in PACKAGES and importlib.util.find_spec(PACKAGES[engine]) is None:
+            advice = (
+                f"pip install 'dreamcache-pipeline[gpu]', or set masks.{kind}_engine and masks.{kind}_model to others"
+            )
+            raise ModuleNotFoundError(f"masks.{kind}_engine: the package {engine} is not installed: {advice}")
+
+
 def load_engines(config: MasksConfig) -> tuple[BoxFinder, MaskCutter]:
     """The detector and the segmenter that the settings name.
 
@@ -99,6 +111,7 @@ def load_engines(config: MasksConfig) -> tuple[BoxFinder, MaskCutter]:
     """
     from datagen import masks_original, masks_transformers
 
+    check_packages(config)
     if config.box_engine == "transformers":
         finder: BoxFinder = masks_transformers.TransformersBoxFinder(config)
     else:

@@ -65,9 +65,8 @@ class OriginalMaskCutter:
     """Segment Anything by its own package, prompted with a box; the size of its ViT is read off the checkpoint."""
 
     def __init__(self, config: MasksConfig) -> None:
-        with _packages("segment-anything", "mask"):
-            transforms = importlib.import_module("segment_anything.utils.transforms")
-            build = importlib.import_module("segment_anything.build_sam")
+        transforms = importlib.import_module("segment_anything.utils.transforms")
+        build = importlib.import_module("segment_anything.build_sam")
         self.config = config
         self.device = torch_device(config.execution)
         path = checkpoint_file(config.mask_model, MASK_CHECKPOINT, "masks.mask_model")
@@ -120,13 +119,11 @@ def _untrained_detector(config: MasksConfig) -> torch.nn.Module:
     """
     from transformers import AutoConfig, AutoTokenizer, BertModel
 
-    with _packages("groundingdino-py", "box"):
-        network = importlib.import_module("groundingdino.models.GroundingDINO.groundingdino")
-        lookup = importlib.import_module("groundingdino.util.get_tokenlizer")
-        package = Path(importlib.import_module("groundingdino").__file__ or "").parent
-        settings = importlib.import_module("groundingdino.util.slconfig").SLConfig.fromfile(
-            str(package / "config" / "GroundingDINO_SwinT_OGC.py")
-        )
+    network = importlib.import_module("groundingdino.models.GroundingDINO.groundingdino")
+    lookup = importlib.import_module("groundingdino.util.get_tokenlizer")
+    package = Path(importlib.import_module("groundingdino").__file__ or "").parent
+    swin_t = str(package / "config" / "GroundingDINO_SwinT_OGC.py")
+    settings = importlib.import_module("groundingdino.util.slconfig").SLConfig.fromfile(swin_t)
 
     class SentenceBert(BertModel):
         """BERT whose attention mask says, for each word, which words stand in the same sentence: (B, L, L)."""
@@ -162,15 +159,6 @@ def _vit_sizes(state: Mapping[str, torch.Tensor]) -> dict[str, Any]:
         "encoder_num_heads": width // tables[0][1],
         "encoder_global_attn_indexes": [n for n, table in enumerate(tables) if table[0] != 2 * WINDOW - 1],
     }
-
-
-@contextlib.contextmanager
-def _packages(package: str, kind: str) -> Iterator[None]:
-    try:
-        yield
-    except ImportError as error:
-        advice = f"pip install 'dreamcache-pipeline[gpu]', or set masks.{kind}_engine and masks.{kind}_model to others"
-        raise ModuleNotFoundError(f"masks.{kind}_engine: {package} does not import ({error}); {advice}") from error
 
 
 @contextlib.contextmanager
