@@ -20,7 +20,7 @@ from datagen.masks_original import OriginalBoxFinder, OriginalMaskCutter
 pytestmark = pytest.mark.full_engines
 
 
-SHORT, LONG = 160, 320  # of what the detectors see in these tests, so that they take seconds
+SHORT, LONG = 256, 512  # of what the detectors see in these tests, so that they take seconds
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -72,7 +72,7 @@ Engines = tuple[BoxFinder, MaskCutter]
 
 def test_boxes_agree_with_the_port(original: MasksConfig, engines: Engines, ports: Engines) -> None:
     # Of the short side that the detectors see, so that neither resizes and nothing but the networks differs.
-    images, nouns = pictures((SHORT, SHORT), (200, SHORT)), ["dog", "teapot robot vase"]
+    images, nouns = pictures((SHORT, SHORT), (320, SHORT)), ["dog", "teapot robot vase"]
     together = engines[0].find(images, nouns)
     for image, noun, found in zip(images, nouns, together, strict=True):
         (ported,) = ports[0].find([image], [noun])
@@ -98,7 +98,7 @@ def test_bfloat16_cuts_the_same(original: MasksConfig, engines: Engines) -> None
     images, boxes = pictures((320, 200)), [(40.0, 30.0, 250.0, 180.0)]
     exact = engines[1].cut(images, boxes)[0]
     rounded = OriginalMaskCutter(original.model_copy(update={"dtype": "bfloat16"})).cut(images, boxes)[0]
-    assert (exact.masks == rounded.masks).mean() > 0.95
+    assert (exact.masks == rounded.masks).mean() > 0.9
     assert np.allclose(exact.predicted_iou, rounded.predicted_iou, atol=0.05)
 
 
