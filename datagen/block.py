@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import ExitStack
 from typing import Any
 
 from datagen import assemble, captions, dedup, gates, images, masks
@@ -17,6 +18,7 @@ class Block:
         self.dataset = dataset
         self._stage: str | None = None
         self._engine: Any = None
+        self._open = ExitStack()
 
     def make(self, stage: str, index: int, report: Callable[[int, int], None]) -> Marker | None:
         """Make a shard unless it is up to date, in which case no model is loaded and None is returned.
@@ -40,8 +42,8 @@ class Block:
                 case "images":
                     marker = images.run(plan, config.images, engine, report)
                 case "masks":
-                    boxes, cutter = engine
-                    marker = masks.run(plan, config.masks, boxes, cutter, report)
+                    finder, cutter = engine
+                    marker = masks.run(plan, config.masks, finder, cutter, report)
                 case "gates":
                     marker = gates.run(plan, config.gates)
                 case "triplets":
@@ -60,15 +62,18 @@ class Block:
             return self._engine
         if stage != self._stage:
             self.release()
+            if stage in ("captions", "images"):
+                masks.check_packages(config.masks)  # before hours of work whose masks could not be made
             match stage:
                 case "captions":
-                    self._engine = captions.TransformersCaptioner(config.captions)
+                    log = self.dataset.path("captions", 0).with_name("server.log")
+                    self._engine = self._open.enter_context(captions.open_captioner(config.captions, log))
                 case "dedup":
                     self._engine = dedup.CaptionIndex(config.dedup)
                 case "images":
                     self._engine = images.DiffusersPainter(config.images)
                 case "masks":
-                    self._engine = masks.TransformersBoxFinder(config.masks), masks.TransformersMaskCutter(config.masks)
+                    self._engine = masks.load_engines(config.masks)
             self._stage = stage
         return self._engine
 
@@ -78,6 +83,7 @@ class Block:
         import sys
 
         self._stage = self._engine = None
+        self._open.close()
         gc.collect()
         torch = sys.modules.get("torch")
         if torch is not None and torch.cuda.is_available():

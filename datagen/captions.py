@@ -5,36 +5,80 @@ from __future__ import annotations
 import json
 import re
 import unicodedata
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, Protocol
+from pathlib import Path
+from typing import Any, ClassVar, Literal, Protocol, Self
 
-from pydantic import Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from datagen.config import Dtype, Execution, StageConfig, derived_seed, torch_device
-from datagen.identity import pinned
+from datagen.config import Dtype, Execution, StageConfig, derived_seed
 from datagen.taxonomy import Request, Taxonomy
 from shards.markers import Marker
 from shards.stage import ShardPlan
 
-CAPTIONS_VERSION = 1
+CAPTIONS_VERSION = 2
 MAX_CAPTION_CHARACTERS = 400
+CUE = "JSON:\n"
+FIELDS = ("subject", "class", "caption")
+
+
+class ServerConfig(BaseModel):
+    """Where vLLM runs, and how it is asked: nothing that a caption depends on."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    address: str | None = Field(default=None, description="of a running server, http://HOST:PORT; none starts one")
+    python: str | None = Field(default=None, description="of the environment that holds vLLM; none takes this one's")
+    arguments: tuple[str, ...] = Field(default=(), description="more arguments for a server that is started")
+    start_seconds: float = Field(default=900, gt=0, description="how long a server may take to start")
+    concurrency: int = Field(default=64, ge=1, description="requests under way at a time")
+    timeout: float = Field(default=300, gt=0, description="seconds for one reply")
+    retries: int = Field(default=6, ge=0, description="of a request, after 0.5, 1, 2, ... seconds, at most 30")
 
 
 class CaptionsConfig(StageConfig):
-    """How captions are written. `instruction` tells a general model what the short prompt means."""
+    """How captions are written. `instruction` tells a general model what the short prompt means; "{format}" in it
+    becomes a sentence about the reply's form.
+
+    `reply` is that form: "json", an object for each caption; "schema", the same, enforced by vLLM token by token;
+    "lines", a line for each caption, "SUBJECT | CLASS | CAPTION".
+    """
 
     LOCATIONS: ClassVar[tuple[str, ...]] = ("model", "taxonomy")
+    EXECUTION: ClassVar[tuple[str, ...]] = ("execution", "server")
     model: str
     taxonomy: str
-    engine: Literal["transformers"] = "transformers"
+    engine: Literal["transformers", "vllm"] = "transformers"
+    reply: Literal["json", "schema", "lines"] = "json"
+    captions_per_request: int = Field(default=1, ge=1, le=64)
     instruction: str = ""
     temperature: float = Field(default=1.0, gt=0)
     top_p: float = Field(default=0.95, gt=0, le=1)
-    max_new_tokens: int = Field(default=128, ge=8)
+    max_new_tokens: int = Field(default=128, ge=8, description="tokens for a caption")
     extra_share: float = Field(default=0.5, ge=0, le=1, description="share of requests that carry an extra")
     dtype: Dtype = "float32"
     execution: Execution = Execution(batch_size=32)
+    server: ServerConfig = ServerConfig()
+
+    @model_validator(mode="after")
+    def _can_enforce_a_schema(self) -> Self:
+        if self.reply == "schema" and self.engine != "vllm":
+            raise ValueError(
+                'reply "schema" needs engine "vllm": transformers does not enforce one; set reply to "json"'
+            )
+        return self
+
+    def full_instruction(self) -> str:
+        """The instruction with the sentence about the reply's form."""
+        return self.instruction.replace("{format}", FORMATS["lines" if self.reply == "lines" else "json"])
+
+
+FORMATS = {
+    "json": 'Answer with one JSON object {"subject": ..., "class": ..., "caption": ...} for each: the subject\'s noun, '
+    "its class, and the caption.",
+    "lines": "Answer with one line for each, SUBJECT | CLASS | CAPTION: the subject's noun, its class, the caption.",
+}
 
 
 @dataclass(frozen=True)
@@ -53,7 +97,15 @@ def render_prompt(subject: str, place: str, extra: str | None = None) -> str:
     model needs to be told besides is `CaptionsConfig.instruction`.
     """
     detail = f"Detail: {extra}\n" if extra else ""
-    return f"Subject: {subject}\nPlace: {place}\n{detail}JSON:\n"
+    return f"Subject: {subject}\nPlace: {place}\n{detail}{CUE}"
+
+
+def render_request(requests: Sequence[Request], reply: str) -> str:
+    """The prompt for several captions, numbered; for one, that of `render_prompt`, but for the last line of "lines"."""
+    texts = [render_prompt(request.subject, request.place, request.extra).removesuffix(CUE) for request in requests]
+    if len(texts) > 1:
+        texts = [f"{number}.\n{text}" for number, text in enumerate(texts, 1)]
+    return "".join(texts) + ("Lines:\n" if reply == "lines" else CUE)
 
 
 def render_reply(caption: Caption) -> str:
@@ -62,21 +114,50 @@ def render_reply(caption: Caption) -> str:
     return json.dumps(reply, ensure_ascii=False)
 
 
-def parse_reply(text: str) -> Caption:
-    """The caption in a model's reply, whatever prose stands around the JSON object.
+def split_reply(text: str, count: int, reply: str) -> list[str]:
+    """A reply cut into the texts of its `count` captions, in their order; what is missing is given the whole reply."""
+    if count == 1:
+        return [text]
+    pieces = []
+    if reply == "lines":
+        pieces = [line for line in text.splitlines() if "|" in line]
+    else:
+        start = text.find("{")
+        while start >= 0 and len(pieces) < count:
+            try:
+                end = json.JSONDecoder().raw_decode(text, start)[1]
+            except (ValueError, RecursionError):
+                end = len(text)
+            pieces.append(text[start:end])
+            start = text.find("{", end)
+    return pieces[:count] + [text] * (count - len(pieces))
+
+
+def parse_reply(text: str, reply: str = "json") -> Caption:
+    """The caption in a model's reply, whatever prose stands around the JSON object or the line.
 
     Raises ValueError whose message is the reason, a short fixed phrase that rejects are counted by.
     """
-    start = text.find("{")
-    if start < 0:
-        raise ValueError("no JSON object" if text.strip() else "empty reply")
-    try:
-        reply, _ = json.JSONDecoder().raw_decode(text[start:])
-    except (ValueError, RecursionError):
-        raise ValueError("broken JSON") from None
+    if not text.strip():
+        raise ValueError("empty reply")
+    if reply == "lines":
+        line = next((line for line in text.splitlines() if line.count("|") >= 2), None)
+        if line is None:
+            raise ValueError("no line of three parts")
+        values: list[object] = list(line.split("|", 2))
+        # Models number lines, or begin them as list items, unasked.
+        values[0] = re.sub(r"^\W*(?:\d+[.):]\s*)?", "", str(values[0]))
+    else:
+        start = text.find("{")
+        if start < 0:
+            raise ValueError("no JSON object")
+        try:
+            content, _ = json.JSONDecoder().raw_decode(text, start)
+        except (ValueError, RecursionError):
+            raise ValueError("broken JSON") from None
+        values = [content.get(name) for name in FIELDS]
     fields = []
-    for name in ("subject", "class", "caption"):
-        value = reply.get(name)
+    for name, value in zip(FIELDS, values, strict=True):
         if not isinstance(value, str):
             raise ValueError(f"no {name}")
         value = " ".join(value.split())
@@ -107,6 +188,20 @@ class Captioner(Protocol):
         """Replies in the order of the prompts."""
 
 
+@contextmanager
+def open_captioner(config: CaptionsConfig, log: Path) -> Iterator[Captioner]:
+    """The language model that the settings name, for as long as this block; `log` is where a started server writes."""
+    if config.engine == "transformers":
+        from datagen.captions_transformers import TransformersCaptioner
+
+        yield TransformersCaptioner(config)
+    else:
+        from datagen.captions_vllm import open_vllm
+
+        with open_vllm(config, log) as captioner:
+            yield captioner
+
+
 def run(
     plan: ShardPlan,
     config: CaptionsConfig,
@@ -118,21 +213,31 @@ def run(
 ) -> Marker:
     """Write a shard of `count` captions; a reply that cannot be used is rejected with what the model wrote.
 
-    Key, request and seed of a record follow from the dataset's seed, the shard's number and the place in it.
+    Key, request and seed of a record follow from the dataset's seed, the shard's number and the place in it. Records
+    that are asked for together share the model's reply, sampled by the first one's seed.
     """
     keys = [f"{plan.index:05d}-{position:05d}" for position in range(count)]
+    together, size = config.captions_per_request, config.execution.batch_size * config.captions_per_request
     with plan.writing(config.execution.model_dump(), records_in=count) as out:
-        for start in range(0, count, config.execution.batch_size):
-            batch = keys[start : start + config.execution.batch_size]
+        for start in range(0, count, size):
+            batch = keys[start : start + size]
             seeds = [derived_seed(dataset_seed, key) for key in batch]
             requests = [taxonomy.request(derived_seed(seed, "request"), config.extra_share) for seed in seeds]
-            prompts = [render_prompt(request.subject, request.place, request.extra) for request in requests]
-            replies = captioner.write(prompts, [derived_seed(seed, "caption") for seed in seeds])
-            for key, seed, request, raw in zip(batch, seeds, requests, replies, strict=True):
+            groups = [requests[first : first + together] for first in range(0, len(batch), together)]
+            replies = captioner.write(
+                [render_request(group, config.reply) for group in groups],
+                [derived_seed(seed, "caption") for seed in seeds[::together]],
+            )
+            texts = [
+                text
+                for group, reply in zip(groups, replies, strict=True)
+                for text in split_reply(reply, len(group), config.reply)
+            ]
+            for key, seed, request, raw in zip(batch, seeds, requests, texts, strict=True):
                 record: dict[str, Any] = {"key": key, "seed": seed, "class": request.class_name, "place": request.place}
                 record |= {"raw": raw, "models": {"captions": plan.spec.models["model"]}}
                 try:
-                    out.add(record | _asked_for(request, parse_reply(raw)))
+                    out.add(record | _asked_for(request, parse_reply(raw, config.reply)))
                 except ValueError as error:
                     out.reject(record, str(error))
             report(start + len(batch), count)
@@ -144,80 +249,3 @@ def _asked_for(request: Request, caption: Caption) -> dict[str, str]:
     if caption.class_name != request.class_name.lower() and not names_subject(caption.subject, request.subject):
         raise ValueError("another subject than asked for")
     return {"subject": caption.subject, "caption": caption.caption}
-
-
-class TransformersCaptioner:
-    """A causal language model run by transformers, one random stream a record.
-
-    Sampling is an argmax over logits with Gumbel noise from the record's own generator, so a reply does not depend on
-    which other prompts share its batch, beyond rounding in the padded arithmetic.
-    """
-
-    def __init__(self, config: CaptionsConfig) -> None:
-        from transformers import AutoModelForCausalLM, AutoTokenizer
-
-        self.config = config
-        self.device = torch_device(config.execution)
-        self.tokenizer = AutoTokenizer.from_pretrained(config.model, **pinned(config.model), padding_side="left")
-        if self.tokenizer.pad_token is None:
-            self.tokenizer.pad_token = self.tokenizer.eos_token
-        model = AutoModelForCausalLM.from_pretrained(
-            config.model, **pinned(config.model), use_safetensors=True, dtype=config.dtype
-        )
-        self.model = model.to(self.device).eval()
-
-    def write(self, prompts: Sequence[str], seeds: Sequence[int]) -> list[str]:
-        """Replies in the order of the prompts."""
-        import torch
-        from transformers import GenerationConfig, LogitsProcessorList
-
-        chat = self.tokenizer.chat_template is not None
-        texts = [self._chat(prompt) if chat else self._plain(prompt) for prompt in prompts]
-        inputs = self.tokenizer(texts, return_tensors="pt", padding=True, add_special_tokens=False)
-        generation = GenerationConfig(
-            max_new_tokens=self.config.max_new_tokens,
-            do_sample=False,
-            eos_token_id=self.model.generation_config.eos_token_id or self.tokenizer.eos_token_id,
-            pad_token_id=self.tokenizer.pad_token_id,
-        )
-        generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-        noise = LogitsProcessorList([lambda _, logits: self._perturbed(logits, generators)])
-        with torch.inference_mode():
-            tokens = self.model.generate(
-                input_ids=inputs["input_ids"].to(self.device),
-                attention_mask=inputs["attention_mask"].to(self.device),
-                generation_config=generation,
-                logits_processor=noise,
-            )
-        written = tokens[:, inputs["input_ids"].shape[1] :]
-        return list(self.tokenizer.batch_decode(written, skip_special_tokens=True))
-
-    def _plain(self, prompt: str) -> str:
-        # The begin token stands in the text as it does in chat templates: not every tokenizer adds it by itself.
-        return f"{self.tokenizer.bos_token or ''}{self.config.instruction}{prompt}"
-
-    def _chat(self, prompt: str) -> str:
-        messages = [{"role": "user", "content": prompt}]
-        if self.config.instruction:
-            messages.insert(0, {"role": "system", "content": self.config.instruction})
-        # Llama's template writes today's date into the prompt unless it is given one.
-        return str(
-            self.tokenizer.apply_chat_template(
-                messages, tokenize=False, add_generation_prompt=True, date_string="26 Jul 2024"
-            )
-        )
-
-    def _perturbed(self, logits: Any, generators: list[Any]) -> Any:
-        """Logits (B, V) at the set temperature with the tail beyond top_p removed, plus Gumbel noise row by row."""
-        import torch
-
-        logits = logits.float() / self.config.temperature
-        if self.config.top_p < 1:
-            ordered, places = logits.sort(dim=-1, descending=True)
-            probabilities = ordered.softmax(dim=-1)
-            beyond = probabilities.cumsum(dim=-1) - probabilities >= self.config.top_p
-            logits = logits.masked_fill(beyond.scatter(-1, places, beyond), -torch.inf)
-        uniform = torch.stack([torch.rand(logits.shape[-1], generator=generator) for generator in generators])
-        # Kept off 0 and 1, where the double logarithm has no value.
-        uniform = uniform.clamp(1e-10, 1 - 1e-7)
-        return logits - (-uniform.log()).log().to(logits.device)

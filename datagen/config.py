@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-from typing import Any, ClassVar, Literal
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, ClassVar, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 Dtype = Literal["float32", "float16", "bfloat16"]
+Record = TypeVar("Record")
+Result = TypeVar("Result")
 
 
 class Execution(BaseModel):
@@ -15,20 +18,26 @@ class Execution(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     device: str = "auto"
-    batch_size: int = Field(default=8, ge=1)
+    batch_size: int = Field(default=8, ge=1, description="records at a time; fewer where a GPU's memory does not hold")
     threads: int | None = Field(default=None, ge=1, description="CPU threads of the models; none leaves torch's choice")
 
 
 class StageConfig(BaseModel):
-    """A stage's settings. Every field decides its output, except `execution` and the models' `LOCATIONS`: a model is
-    known by its weights' identity, wherever they lie."""
+    """A stage's settings. Every field decides its output, except those of `EXECUTION` and the models' `LOCATIONS`: a
+    model is known by its weights' identity, wherever they lie."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     LOCATIONS: ClassVar[tuple[str, ...]] = ()
+    EXECUTION: ClassVar[tuple[str, ...]] = ("execution",)
+
+    @field_validator("execution", mode="before", check_fields=False)
+    @classmethod
+    def _of_any_stage(cls, value: object) -> object:
+        return value.model_dump() if isinstance(value, Execution) else value
 
     def content(self) -> dict[str, Any]:
         """The settings that belong in a digest, as plain JSON values."""
-        return self.model_dump(mode="json", exclude={"execution", *self.LOCATIONS})
+        return self.model_dump(mode="json", exclude={*self.EXECUTION, *self.LOCATIONS})
 
     def locations(self) -> dict[str, str]:
         """Role -> folder or Hub name of the models that are set."""
@@ -50,3 +59,32 @@ def torch_device(execution: Execution) -> Any:
     if execution.device != "auto":
         return torch.device(execution.device)
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def in_batches(
+    records: Sequence[Record], execution: dict[str, Any], work: Callable[[Sequence[Record]], Result]
+) -> Iterator[tuple[Sequence[Record], Result]]:
+    """Yield (batch, `work(batch)`) over all records, `execution["batch_size"]` at a time.
+
+    Where the GPU's memory runs out, that size is halved and the batch tried again: it is found, and stands recorded.
+    """
+    start = 0
+    while start < len(records):
+        batch = records[start : start + execution["batch_size"]]
+        try:
+            result = work(batch)
+        except RuntimeError as error:
+            # torch's OutOfMemoryError, known by its name: a stage that has met none has perhaps not imported torch.
+            if type(error).__name__ != "OutOfMemoryError" or len(batch) == 1:
+                raise
+            execution["batch_size"] = (len(batch) + 1) // 2
+            continue
+        yield batch, result
+        start += len(batch)
+
+
+def autocast(device: Any, dtype: Dtype) -> Any:
+    """A context in which torch computes in `dtype` what stands it, and the rest in float32."""
+    import torch
+
+    return torch.autocast(device.type, dtype=getattr(torch, dtype), enabled=dtype != "float32")

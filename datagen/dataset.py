@@ -47,9 +47,11 @@ class DatasetConfig(BaseModel):
     gates: GatesConfig = GatesConfig()
 
     @model_validator(mode="after")
-    def _has_a_size(self) -> Self:
+    def _fits(self) -> Self:
         if self.shards is None and self.target_triplets is None:
             raise ValueError("the dataset has no size: set shards or target_triplets")
+        if self.captions_per_shard % self.captions.captions_per_request:
+            raise ValueError("captions_per_shard has to be a multiple of captions.captions_per_request")
         return self
 
 

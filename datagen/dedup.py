@@ -1,4 +1,5 @@
-"""Dedup: duplicates and highly similar captions go, and none of the classes gets more than its share (paper S1)."""
+"""Dedup: captions too short, too long or unfit go, then duplicates and highly similar ones, and none of the classes
+gets more than its share (paper S1)."""
 
 from __future__ import annotations
 
@@ -28,6 +29,9 @@ class DedupConfig(StageConfig):
     find candidates; whether one is a near duplicate is decided by the exact Jaccard similarity of word sets.
     """
 
+    min_words: int = Field(default=3, ge=0)
+    max_words: int = Field(default=60, ge=1, description="text encoders read 77 tokens")
+    blocked_words: tuple[str, ...] = Field(default=(), description="words and phrases, in singular or plural")
     near_duplicate: float = Field(default=0.8, gt=0, le=1, description="Jaccard similarity of words and word pairs")
     max_class_share: float = Field(default=0.1, gt=0, le=1)
     max_class_and_place_share: float = Field(default=0.02, gt=0, le=1)
@@ -116,8 +120,14 @@ class CaptionIndex:
         self.places[record["class"], record["place"] or ""] += 1
 
 
+def blocked_pattern(words: Iterable[str]) -> re.Pattern[str] | None:
+    """What finds any of the words or phrases in a normalized caption, in the singular or with a plural ending."""
+    phrases = [" ".join(normalized_words(word)) for word in words]
+    return re.compile(rf"\b(?:{'|'.join(map(re.escape, phrases))})(?:s|es)?\b") if phrases else None
+
+
 def run(plan: ShardPlan, config: DedupConfig, index: CaptionIndex, asked_for: int, earlier: Iterable[Path]) -> Marker:
-    """Keep a shard's captions that repeat none before them, in this shard or an earlier one, and exceed no share.
+    """Keep a shard's fit captions that repeat none before them, in this shard or an earlier one, and exceed no share.
 
     `asked_for` is the number of captions asked for in this and all earlier shards; `earlier` are the dedup shards
     before this one, read into `index` as far as it has not seen them.
@@ -129,10 +139,18 @@ def run(plan: ShardPlan, config: DedupConfig, index: CaptionIndex, asked_for: in
     assert index.next_shard == plan.index, "the index holds captions of later shards"
     class_limit = math.ceil(config.max_class_share * asked_for)
     place_limit = math.ceil(config.max_class_and_place_share * asked_for)
+    blocked = blocked_pattern(config.blocked_words)
     with plan.writing() as out:
         for record in read_json_lines(plan.inputs[0]):
             kind, place, caption = record["class"], record["place"] or "", index.prepare(record["caption"])
-            if (match := index.match(caption)) is not None:
+            words = caption.text.count(" ") + 1
+            if words < config.min_words:
+                out.reject(record, "too few words", words=words)
+            elif words > config.max_words:
+                out.reject(record, "too many words", words=words)
+            elif blocked is not None and (word := blocked.search(caption.text)) is not None:
+                out.reject(record, "blocked word", word=word[0])
+            elif (match := index.match(caption)) is not None:
                 reason = "exact duplicate" if match.similarity == 1.0 else "near duplicate"
                 matched = {"key": match.key, "caption": match.caption, "similarity": round(match.similarity, 4)}
                 out.reject(record, reason, matched=matched)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -42,11 +44,7 @@ def hub_revision(repository: str, name: str = "model") -> str:
     reference = folder / "refs" / "main"
     if reference.is_file() and (folder / "snapshots" / reference.read_text().strip()).is_dir():
         return reference.read_text().strip()
-    advice = (
-        f"accept its terms on https://huggingface.co/{repository} and set HF_TOKEN, "
-        f"or download it elsewhere and set {name} to the local folder"
-    )
-    missing = f"{name}: there is no folder {repository}"
+    advice, missing = _advice(repository, name), f"{name}: there is no folder {repository}"
     if constants.HF_HUB_OFFLINE:
         raise FileNotFoundError(f"{missing}, nor is it in the local Hub cache, and HF_HUB_OFFLINE is set; {advice}")
     try:
@@ -56,9 +54,47 @@ def hub_revision(repository: str, name: str = "model") -> str:
         raise FileNotFoundError(f"{missing}, and the Hub does not give it ({problem}); {advice}") from None
 
 
-def pinned(location: str) -> dict[str, Any]:
+def pinned(location: str, name: str) -> dict[str, str]:
     """Arguments of `from_pretrained` by which what runs is what `model_identity` named: a Hub model's revision."""
-    return {} if Path(location).expanduser().exists() else {"revision": hub_revision(location)}
+    return {} if Path(location).expanduser().exists() else {"revision": hub_revision(location, name)}
+
+
+@contextlib.contextmanager
+def loading(location: str, name: str) -> Iterator[dict[str, Any]]:
+    """Load a model in this block; yields the arguments `pinned`.
+
+    Raises FileNotFoundError, in one line with what to do, for whatever the libraries raise about weights that are
+    gated, absent or incomplete; `name` is the setting.
+    """
+    arguments = pinned(location, name)
+    try:
+        yield arguments
+    except OSError as error:  # the Hub's errors are OSErrors too
+        first_line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        advice = _advice(location, name) if arguments else f"set {name} to a complete folder"
+        raise FileNotFoundError(f"{name}: {location} does not load ({first_line}); {advice}") from error
+
+
+def checkpoint_file(location: str, file: str, name: str) -> Path:
+    """The local path of a checkpoint: `location` is the file itself, or a folder or Hub model that holds `file`."""
+    path = Path(location).expanduser()
+    if path.is_file():
+        return path
+    if path.is_dir():
+        if not (path / file).is_file():
+            raise FileNotFoundError(f"{name}: the folder {location} holds no {file}; name one that does, or a file")
+        return path / file
+    from huggingface_hub import hf_hub_download
+
+    with loading(location, name) as pinned:
+        return Path(hf_hub_download(location, file, **pinned))
+
+
+def _advice(repository: str, name: str) -> str:
+    return (
+        f"accept its terms on https://huggingface.co/{repository} and set HF_TOKEN, "
+        f"or download it elsewhere and set {name} to the local folder"
+    )
 
 
 def _may_be_on_hub(location: str) -> bool:

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from pydantic import Field
 
-from datagen.config import Dtype, Execution, StageConfig, derived_seed, torch_device
-from datagen.identity import pinned
+from datagen.config import Dtype, Execution, StageConfig, derived_seed, in_batches, torch_device
+from datagen.identity import loading
 from shards.files import read_json_lines
 from shards.markers import Marker
 from shards.stage import ShardPlan
@@ -17,15 +17,28 @@ from shards.stage import ShardPlan
 if TYPE_CHECKING:
     import numpy as np
 
-IMAGES_VERSION = 1
+IMAGES_VERSION = 2
+
+
+class ImagesExecution(Execution):
+    """How the image model runs."""
+
+    compile: bool = Field(default=False, description="compile the network: minutes at first, then faster steps")
+    channels_last: bool = Field(default=False, description="lay images out as tensor cores like them")
+    offload: bool = Field(default=False, description="keep on the GPU just the part at work, for small GPUs")
 
 
 class ImagesConfig(StageConfig):
-    """How target images are made. `vae` replaces the model's own decoder, `size` is in pixels (none: the model's)."""
+    """How target images are made. `vae` replaces the model's own decoder, `size` is in pixels (none: the model's).
 
-    LOCATIONS: ClassVar[tuple[str, ...]] = ("model", "vae")
+    `safety_model` is a checker that images are shown to, such as CompVis/stable-diffusion-safety-checker; none by
+    default.
+    """
+
+    LOCATIONS: ClassVar[tuple[str, ...]] = ("model", "vae", "safety_model")
     model: str
     vae: str | None = None
+    safety_model: str | None = None
     steps: int = Field(default=25, ge=1, description="paper S1")
     guidance_scale: float = Field(default=3.5, ge=0, description="paper S1")
     negative_prompt: str = ""
@@ -35,7 +48,7 @@ class ImagesConfig(StageConfig):
     min_brightness: float = Field(default=0.02, ge=0, le=1, description="mean below this is a black image")
     min_contrast: float = Field(default=0.01, ge=0, le=1, description="standard deviation below this is a flat image")
     dtype: Dtype = "float32"
-    execution: Execution = Execution()
+    execution: ImagesExecution = ImagesExecution()
 
 
 class Painter(Protocol):
@@ -44,23 +57,33 @@ class Painter(Protocol):
     def paint(self, captions: Sequence[str], seeds: Sequence[int]) -> np.ndarray:
         """Images (B, H, W, 3), float in [0, 1], in the order of the captions; not finite where the model failed."""
 
+    def unsafe(self, images: np.ndarray) -> Sequence[bool]:
+        """Which of the images (B, H, W, 3), float in [0, 1], nobody should see."""
+
 
 def run(plan: ShardPlan, config: ImagesConfig, painter: Painter, report: Callable[[int, int], None]) -> Marker:
     """Write a shard's images as KEY.jpg beside the caption's record; broken ones are rejected."""
-    records = list(read_json_lines(plan.inputs[0]))
-    with plan.writing(config.execution.model_dump()) as out:
-        for start in range(0, len(records), config.execution.batch_size):
-            batch = records[start : start + config.execution.batch_size]
-            seeds = [derived_seed(record["seed"], "image") for record in batch]
-            images = painter.paint([record["caption"] for record in batch], seeds)
-            for record, image in zip(batch, images, strict=True):
+    records, done = list(read_json_lines(plan.inputs[0])), 0
+
+    def paint(batch: Sequence[dict[str, Any]]) -> tuple[np.ndarray, Sequence[bool]]:
+        seeds = [derived_seed(record["seed"], "image") for record in batch]
+        images = painter.paint([record["caption"] for record in batch], seeds)
+        return images, painter.unsafe(images)
+
+    execution = config.execution.model_dump()
+    with plan.writing(execution) as out:
+        for batch, (images, unsafe) in in_batches(records, execution, paint):
+            for record, image, flagged in zip(batch, images, unsafe, strict=True):
                 models = {**record["models"], **{f"images.{role}": name for role, name in plan.spec.models.items()}}
                 record = {**record, "models": models}
                 if (fault := image_fault(image, config)) is not None:
                     out.reject(record, fault)
+                elif flagged:
+                    out.reject(record, "unsafe image")
                 else:
                     out.add(record, {"jpg": encode_jpeg(image, config)})
-            report(start + len(batch), len(records))
+            done += len(batch)
+            report(done, len(records))
     assert out.marker is not None
     return out.marker
 
@@ -103,14 +126,25 @@ class DiffusersPainter:
         device = torch_device(config.execution)
         replaced: dict[str, Any] = {}
         if config.vae is not None:
-            replaced["vae"] = AutoencoderKL.from_pretrained(
-                config.vae, **pinned(config.vae), use_safetensors=True, dtype=dtype
+            with loading(config.vae, "images.vae") as pinned:
+                replaced["vae"] = AutoencoderKL.from_pretrained(config.vae, **pinned, use_safetensors=True, dtype=dtype)
+        with loading(config.model, "images.model") as pinned:
+            pipeline = DiffusionPipeline.from_pretrained(
+                config.model, **pinned, use_safetensors=True, dtype=dtype, **replaced
             )
-        pipeline = DiffusionPipeline.from_pretrained(
-            config.model, **pinned(config.model), use_safetensors=True, dtype=dtype, **replaced
-        )
-        self.pipeline = pipeline.to(device)
-        self.pipeline.set_progress_bar_config(disable=True)
+        execution = config.execution
+        if execution.channels_last:
+            pipeline.unet.to(memory_format=torch.channels_last)
+            pipeline.vae.to(memory_format=torch.channels_last)
+        if execution.compile:
+            pipeline.unet.compile()
+        if execution.offload and device.type != "cpu":
+            pipeline.enable_model_cpu_offload(device=device)
+        else:
+            pipeline.to(device)
+        pipeline.set_progress_bar_config(disable=True)
+        self.pipeline = pipeline
+        self.checker = None if config.safety_model is None else _SafetyChecker(config.safety_model, device)
 
     def paint(self, captions: Sequence[str], seeds: Sequence[int]) -> np.ndarray:
         """Images (B, H, W, 3), float in [0, 1], in the order of the captions; not finite where the model failed."""
@@ -120,9 +154,11 @@ class DiffusersPainter:
         size: Mapping[str, int] = {}
         if self.config.size is not None:
             size = {"height": self.config.size, "width": self.config.size}
+        # No negative prompt is not an empty one: SDXL was trained with zeros in its place.
+        negative = [self.config.negative_prompt] * len(captions) if self.config.negative_prompt else None
         images = self.pipeline(
             prompt=list(captions),
-            negative_prompt=[self.config.negative_prompt] * len(captions),
+            negative_prompt=negative,
             num_inference_steps=self.config.steps,
             guidance_scale=self.config.guidance_scale,
             generator=[torch.Generator().manual_seed(seed) for seed in seeds],
@@ -130,3 +166,28 @@ class DiffusersPainter:
             **size,
         ).images
         return np.asarray(images, dtype=np.float32)
+
+    def unsafe(self, images: np.ndarray) -> Sequence[bool]:
+        """Which of the images (B, H, W, 3), float in [0, 1], the safety model objects to; none without one."""
+        return [False] * len(images) if self.checker is None else self.checker.unsafe(images)
+
+
+class _SafetyChecker:
+    """The checker of the first Stable Diffusion: CLIP embeddings too near to those of certain concepts."""
+
+    def __init__(self, location: str, device: Any) -> None:
+        from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
+        from transformers import CLIPImageProcessor
+
+        with loading(location, "images.safety_model") as pinned:
+            self.processor = CLIPImageProcessor.from_pretrained(location, **pinned)
+            model = StableDiffusionSafetyChecker.from_pretrained(location, **pinned, use_safetensors=True)
+        self.model = model.to(device).eval()
+
+    def unsafe(self, images: np.ndarray) -> Sequence[bool]:
+        import numpy as np
+
+        shown = np.nan_to_num(images)
+        pixels = self.processor(list((shown * 255).round().astype(np.uint8)), return_tensors="pt").pixel_values
+        _, flags = self.model(images=shown, clip_input=pixels.to(self.model.device))
+        return [bool(flag) for flag in flags]

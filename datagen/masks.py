@@ -5,42 +5,63 @@ Boxes, scores and measures are stored for every image, good or bad: the gates de
 
 from __future__ import annotations
 
+import importlib.util
 import io
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from datagen.config import Dtype, Execution, StageConfig, torch_device
-from datagen.identity import pinned
+from datagen.config import Dtype, Execution, StageConfig, in_batches
 from shards.files import read_tar_records
 from shards.markers import Marker
 from shards.stage import ShardPlan
+from shards.triplets import IMAGE, MASK, RECORD
 
 if TYPE_CHECKING:
     import numpy as np
     from PIL.Image import Image
 
-MASKS_VERSION = 1
+MASKS_VERSION = 2
+PACKAGES = {"groundingdino-py": "groundingdino", "segment-anything": "segment_anything"}
 Box = tuple[float, float, float, float]
 
 
 class MasksConfig(StageConfig):
-    """How subjects are found and cut out. `query` is what the detector reads: lower case and "." for Grounding DINO."""
+    """How subjects are found and cut out. `query` is what the detector reads: lower case and "." for Grounding DINO.
 
-    LOCATIONS: ClassVar[tuple[str, ...]] = ("box_model", "mask_model")
+    The engines are transformers, or the packages of the models' authors, which read the authors' checkpoints.
+    `text_model` is the folder or Hub name of the BERT whose tokenizer and sizes groundingdino-py needs besides.
+    """
+
+    LOCATIONS: ClassVar[tuple[str, ...]] = ("box_model", "mask_model", "text_model")
+    box_engine: Literal["transformers", "groundingdino-py"] = "transformers"
+    mask_engine: Literal["transformers", "segment-anything"] = "transformers"
     box_model: str
     mask_model: str
+    text_model: str | None = None
     query: str = Field(default="{noun}.", pattern=r"\{noun\}")
     text_threshold: float = Field(default=0.25, ge=0, le=1, description="of Grounding DINO's words for a box")
     min_stored_score: float = Field(default=0.05, ge=0, le=1, description="boxes below it are not kept at all")
     max_boxes: int = Field(default=5, ge=1, description="boxes kept of an image, best first")
     multimask: bool = Field(default=True, description="let the mask model propose three masks and choose among them")
     min_region: float = Field(default=0.001, ge=0, le=1, description="holes and specks under this share are cleaned")
-    dtype: Dtype = "float32"
+    soft_edge: float = Field(default=1 / 256, ge=0, le=0.1, description="width of a mask's edge, share of the side")
+    dtype: Dtype = Field(default="float32", description="of the mask model; a detector's coordinates stay float32")
     execution: Execution = Execution()
+
+    @model_validator(mode="after")
+    def _has_a_text_model(self) -> Self:
+        if self.box_engine == "groundingdino-py" and self.text_model is None:
+            raise ValueError("groundingdino-py needs text_model, such as google-bert/bert-base-uncased")
+        return self
+
+    def locations(self) -> dict[str, str]:
+        """Role -> folder or Hub name of the models that the engines read."""
+        found = super().locations()
+        return found if self.box_engine == "groundingdino-py" else {k: v for k, v in found.items() if k != "text_model"}
 
 
 @dataclass(frozen=True)
@@ -70,68 +91,116 @@ class MaskCutter(Protocol):
     """What the stage needs of a segmenter: for each image and box its proposed masks."""
 
     def cut(self, images: Sequence[Image], boxes: Sequence[Box]) -> list[ProposedMasks]:
-        """Proposals in the order of the images (RGB)."""
+        """Proposals in the order of the images (RGB), masks of the images' sizes."""
+
+
+def check_packages(config: MasksConfig) -> None:
+    """Raise ModuleNotFoundError if the package of an engine is not installed; loads nothing."""
+    for kind, engine in (("box", config.box_engine), ("mask", config.mask_engine)):
+        if engine in PACKAGES and importlib.util.find_spec(PACKAGES[engine]) is None:
+            advice = (
+                f"pip install 'dreamcache-pipeline[gpu]', or set masks.{kind}_engine and masks.{kind}_model to others"
+            )
+            raise ModuleNotFoundError(f"masks.{kind}_engine: the package {engine} is not installed: {advice}")
+
+
+def load_engines(config: MasksConfig) -> tuple[BoxFinder, MaskCutter]:
+    """The detector and the segmenter that the settings name.
+
+    Raises FileNotFoundError for missing weights and ModuleNotFoundError for a missing package, with what to do.
+    """
+    from datagen import masks_original, masks_transformers
+
+    check_packages(config)
+    if config.box_engine == "transformers":
+        finder: BoxFinder = masks_transformers.TransformersBoxFinder(config)
+    else:
+        finder = masks_original.OriginalBoxFinder(config)
+    if config.mask_engine == "transformers":
+        return finder, masks_transformers.TransformersMaskCutter(config)
+    return finder, masks_original.OriginalMaskCutter(config)
+
+
+def best_boxes(boxes: Sequence[ScoredBox], image: Image, config: MasksConfig) -> list[ScoredBox]:
+    """A detector's boxes clipped to the image, best first; those under a pixel or not finite, and the many, go."""
+    found = []
+    for one in boxes:
+        left, right = (min(max(x, 0.0), float(image.width)) for x in one.box[::2])
+        top, bottom = (min(max(y, 0.0), float(image.height)) for y in one.box[1::2])
+        if one.score >= config.min_stored_score and right - left >= 1 and bottom - top >= 1:
+            found.append(ScoredBox((left, top, right, bottom), one.score))
+    return sorted(found, key=lambda one: (-one.score, one.box))[: config.max_boxes]
 
 
 def run(
-    plan: ShardPlan, config: MasksConfig, boxes: BoxFinder, masks: MaskCutter, report: Callable[[int, int], None]
+    plan: ShardPlan, config: MasksConfig, finder: BoxFinder, cutter: MaskCutter, report: Callable[[int, int], None]
 ) -> Marker:
     """Write a shard's masks as KEY.mask.png beside boxes, scores and measures in KEY.json.
 
     A record for which no box was found has none of them, and `box` null; an image that cannot be decoded is rejected.
     """
-    from PIL import Image, UnidentifiedImageError
+    records, done = list(read_tar_records(plan.inputs[0])), 0
 
-    records = list(read_tar_records(plan.inputs[0]))
-    with plan.writing(config.execution.model_dump()) as out:
-        for start in range(0, len(records), config.execution.batch_size):
-            keys, nouns, images = [], [], []
-            batch = records[start : start + config.execution.batch_size]
-            for key, parts in batch:
-                try:
-                    image = Image.open(io.BytesIO(parts["jpg"])).convert("RGB")
-                except (UnidentifiedImageError, OSError, KeyError):
+    def look(batch: Sequence[tuple[str, dict[str, bytes]]]) -> dict[str, tuple[list[ScoredBox], ProposedMasks | None]]:
+        images = {key: image for key, parts in batch if (image := decoded(parts.get(IMAGE, b""))) is not None}
+        nouns = [json.loads(parts[RECORD])["subject"].lower() for key, parts in batch if key in images]
+        found = finder.find(list(images.values()), nouns) if images else []
+        boxes = dict(zip(images, found, strict=True))
+        seen = [key for key in images if boxes[key]]
+        cut = cutter.cut([images[key] for key in seen], [boxes[key][0].box for key in seen]) if seen else []
+        proposed = dict(zip(seen, cut, strict=True))
+        return {key: (boxes[key], proposed.get(key)) for key in images}
+
+    execution = config.execution.model_dump()
+    with plan.writing(execution) as out:
+        for batch, looked in in_batches(records, execution, look):
+            for key, _ in batch:
+                if key not in looked:
                     out.reject({"key": key}, "unreadable image")
                     continue
-                keys.append(key)
-                nouns.append(json.loads(parts["json"])["subject"].lower())
-                images.append(image)
-            found = boxes.find(images, nouns) if images else []
-            seen = [number for number, candidates in enumerate(found) if candidates]
-            cut = masks.cut([images[n] for n in seen], [found[n][0].box for n in seen]) if seen else []
-            proposals = dict(zip(seen, cut, strict=True))
-            for number, key in enumerate(keys):
                 record: dict[str, Any] = {"key": key, "box": None, "models": dict(plan.spec.models)}
-                if number not in proposals:
+                boxes, proposed = looked[key]
+                if proposed is None:
                     out.add(record)
                     continue
-                mask, measures = choose_mask(proposals[number], found[number][0].box, config.min_region)
-                candidates = [{"box": [round(x, 1) for x in c.box], "score": round(c.score, 4)} for c in found[number]]
+                mask, measures = choose_mask(proposed, boxes[0].box, config.min_region)
+                candidates = [{"box": [round(x, 1) for x in one.box], "score": round(one.score, 4)} for one in boxes]
                 record |= {**candidates[0], "boxes": candidates, **measures}
-                out.add(record, {"mask.png": encode_mask(mask)})
-            report(start + len(batch), len(records))
+                out.add(record, {MASK: encode_mask(mask, config.soft_edge)})
+            done += len(batch)
+            report(done, len(records))
     assert out.marker is not None
     return out.marker
+
+
+def decoded(jpg: bytes) -> Image | None:
+    """An image as RGB, or None if the bytes are none."""
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        return Image.open(io.BytesIO(jpg)).convert("RGB")
+    except (UnidentifiedImageError, OSError):
+        return None
 
 
 def choose_mask(proposed: ProposedMasks, box: Box, min_region: float) -> tuple[np.ndarray, dict[str, Any]]:
     """The proposal (H, W) bool with the best product of predicted IoU and agreement with the box, cleaned; measures.
 
     Measures: `predicted_iou`; `box_agreement`, the IoU of the mask's bounding box with the box; `area`, a share of the
-    image; `border`, the mask's pixels on the image's edges as a share of the side; all of the chosen mask.
+    image; `border`, the mask's pixels on the image's edges as a share of the side; all of the chosen mask. The first
+    two of every proposal stand in `proposals`.
     """
     agreements = [box_iou(bounding_box(mask), box) for mask in proposed.masks]
     merits = [iou * agreement for iou, agreement in zip(proposed.predicted_iou, agreements, strict=True)]
     best = max(range(len(merits)), key=merits.__getitem__)
     mask = cleaned(proposed.masks[best], min_region)
     edge = int(mask[[0, -1], :].sum() + mask[1:-1, [0, -1]].sum())
-    measures = {
-        "predicted_iou": proposed.predicted_iou[best],
-        "box_agreement": agreements[best],
-        "area": float(mask.mean()),
-        "border": edge / min(mask.shape),
-    }
-    return mask, {name: round(value, 4) for name, value in measures.items()}
+    proposals = [
+        {"predicted_iou": round(iou, 4), "box_agreement": round(agreement, 4)}
+        for iou, agreement in zip(proposed.predicted_iou, agreements, strict=True)
+    ]
+    measures = {"area": round(float(mask.mean()), 4), "border": round(edge / min(mask.shape), 4)}
+    return mask, {**proposals[best], **measures, "proposals": proposals}
 
 
 def bounding_box(mask: np.ndarray) -> Box:
@@ -169,93 +238,21 @@ def cleaned(mask: np.ndarray, min_region: float) -> np.ndarray:
     return mask
 
 
-def encode_mask(mask: np.ndarray) -> bytes:
-    """A mask (H, W) bool as PNG bytes: one channel, 0 and 255."""
+def encode_mask(mask: np.ndarray, soft_edge: float) -> bytes:
+    """A mask (H, W) bool as PNG bytes: one channel, 0 to 255, at least 128 just where the mask is.
+
+    The edge rises over `soft_edge` of the image's side, half of it within the mask; under two pixels it stays hard.
+    """
+    import numpy as np
     from PIL import Image
+    from scipy import ndimage
 
+    width = soft_edge * min(mask.shape)
+    alpha = mask.astype(np.float64)
+    if width >= 2 and 0 < alpha.mean() < 1:
+        # Distances are to the other side's nearest pixel: the edge itself lies half a pixel nearer.
+        inside, outside = ndimage.distance_transform_edt(mask), ndimage.distance_transform_edt(~mask)
+        alpha = (0.5 + np.where(mask, inside - 0.5, 0.5 - outside) / width).clip(0, 1)
     buffer = io.BytesIO()
-    Image.fromarray(mask.astype("uint8") * 255).save(buffer, "PNG")
+    Image.fromarray((alpha * 255).round().astype(np.uint8)).save(buffer, "PNG")
     return buffer.getvalue()
-
-
-class TransformersBoxFinder:
-    """An open-vocabulary detector of transformers: Grounding DINO, OWL-ViT and their kin, by the folder's config."""
-
-    def __init__(self, config: MasksConfig) -> None:
-        from transformers import AutoModelForZeroShotObjectDetection, AutoProcessor
-
-        self.config = config
-        self.device = torch_device(config.execution)
-        self.processor = AutoProcessor.from_pretrained(config.box_model, **pinned(config.box_model))
-        model = AutoModelForZeroShotObjectDetection.from_pretrained(
-            config.box_model, **pinned(config.box_model), use_safetensors=True, dtype=config.dtype
-        )
-        self.model = model.to(self.device).eval()
-        # Grounding DINO reads one text an image and judges its words; the others score a list of queries an image.
-        self.reads_sentences = "grounding-dino" in self.model.config.model_type
-
-    def find(self, images: Sequence[Image], nouns: Sequence[str]) -> list[list[ScoredBox]]:
-        """Boxes in the order of the images (RGB), clipped to the image, best first."""
-        import torch
-
-        queries: list[Any] = [self.config.query.format(noun=noun) for noun in nouns]
-        if not self.reads_sentences:
-            queries = [[query] for query in queries]
-        inputs = self.processor(
-            images=list(images),
-            text=queries,
-            return_tensors="pt",
-            padding=True if self.reads_sentences else "max_length",
-            truncation=True,
-        )
-        inputs = inputs.to(self.device, dtype=self.model.dtype)
-        with torch.inference_mode():
-            outputs = self.model(**inputs)
-        more = {"text_threshold": self.config.text_threshold} if self.reads_sentences else {}
-        results = self.processor.post_process_grounded_object_detection(
-            outputs,
-            threshold=self.config.min_stored_score,
-            target_sizes=[(image.height, image.width) for image in images],
-            **more,
-        )
-        return [self._best(result, image) for result, image in zip(results, images, strict=True)]
-
-    def _best(self, result: dict[str, Any], image: Image) -> list[ScoredBox]:
-        found = []
-        for score, corners in zip(result["scores"].tolist(), result["boxes"].tolist(), strict=True):
-            left, right = (min(max(x, 0.0), float(image.width)) for x in corners[::2])
-            top, bottom = (min(max(y, 0.0), float(image.height)) for y in corners[1::2])
-            if right - left >= 1 and bottom - top >= 1:  # also drops boxes that are not finite
-                found.append(ScoredBox((left, top, right, bottom), score))
-        return sorted(found, key=lambda one: (-one.score, one.box))[: self.config.max_boxes]
-
-
-class TransformersMaskCutter:
-    """Segment Anything by transformers, prompted with a box."""
-
-    def __init__(self, config: MasksConfig) -> None:
-        from transformers import SamModel, SamProcessor
-
-        self.config = config
-        self.device = torch_device(config.execution)
-        self.processor = SamProcessor.from_pretrained(config.mask_model, **pinned(config.mask_model))
-        model = SamModel.from_pretrained(
-            config.mask_model, **pinned(config.mask_model), use_safetensors=True, dtype=config.dtype
-        )
-        self.model = model.to(self.device).eval()
-
-    def cut(self, images: Sequence[Image], boxes: Sequence[Box]) -> list[ProposedMasks]:
-        """Proposals in the order of the images (RGB), masks of the images' sizes."""
-        import torch
-
-        inputs = self.processor(images=list(images), input_boxes=[[list(box)] for box in boxes], return_tensors="pt")
-        sizes = inputs.pop("original_sizes"), inputs.pop("reshaped_input_sizes")
-        inputs = {name: value.to(self.device, dtype=self.model.dtype) for name, value in inputs.items()}
-        with torch.inference_mode():
-            outputs = self.model(**inputs, multimask_output=self.config.multimask)
-        masks = self.processor.image_processor.post_process_masks(outputs.pred_masks.float().cpu(), *sizes)
-        scores = outputs.iou_scores.float().cpu()
-        return [
-            ProposedMasks(mask[0].numpy(), score[0].clamp(0, 1).tolist())
-            for mask, score in zip(masks, scores, strict=True)
-        ]

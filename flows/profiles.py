@@ -11,9 +11,11 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from datagen.captions import CaptionsConfig
+from datagen.captions import CaptionsConfig, ServerConfig
 from datagen.config import Execution
 from datagen.dataset import DatasetConfig
+from datagen.dedup import DedupConfig
+from datagen.gates import GatesConfig
 from datagen.images import ImagesConfig
 from datagen.masks import MasksConfig
 from dreamcache.configs import SamplingConfig, TrainingConfig
@@ -110,9 +112,19 @@ def _full() -> Profile:
             captions=CaptionsConfig(
                 model="meta-llama/Llama-3.2-3B-Instruct",
                 taxonomy=str(files("datagen") / "taxonomy.json"),
+                engine="vllm",
+                reply="schema",
+                captions_per_request=4,
                 instruction=CAPTION_INSTRUCTION,
                 dtype="bfloat16",
-                execution=Execution(batch_size=64),
+                execution=Execution(batch_size=128),
+                # Llama's own 131,072 would take most of a small GPU for one request's memory.
+                server=ServerConfig(arguments=("--max-model-len", "4096")),
+            ),
+            # Shares of the captions asked for: 370 classes and 102 places are drawn evenly, so these bind where a model
+            # writes of one thing whatever it is asked for.
+            dedup=DedupConfig(
+                max_class_share=0.01, max_class_and_place_share=0.0005, min_words=5, blocked_words=_blocked_words()
             ),
             images=ImagesConfig(
                 model="stabilityai/stable-diffusion-xl-base-1.0",
@@ -120,7 +132,15 @@ def _full() -> Profile:
                 stored_size=512,
                 dtype="float16",
             ),
-            masks=MasksConfig(box_model="IDEA-Research/grounding-dino-tiny", mask_model="facebook/sam-vit-huge"),
+            masks=MasksConfig(
+                box_engine="groundingdino-py",
+                mask_engine="segment-anything",
+                box_model="ShilongLiu/GroundingDINO",
+                text_model="google-bert/bert-base-uncased",
+                mask_model="HCMUE-Research/SAM-vit-h",
+                dtype="bfloat16",
+            ),
+            gates=GatesConfig(max_subjects=1),
         ),
         backbone="stable-diffusion-v1-5/stable-diffusion-v1-5",
         training=TrainingConfig(dtype="bfloat16", accumulation=8),
@@ -132,10 +152,16 @@ def _full() -> Profile:
 
 
 CAPTION_INSTRUCTION = (
-    "You write captions for photographs. For the subject, the place and the detail that you are given, answer with one "
-    'JSON object {"subject": ..., "class": ..., "caption": ...}: the subject\'s noun, its class, and one vivid '
-    "sentence of at most 30 words about a single such subject at that place, in which the noun stands. Nothing else."
+    "You write captions for photographs. For each subject, place and detail that you are given, write one vivid "
+    "sentence of at most 30 words about a single such subject at that place, in which the noun stands. {format} "
+    "Nothing else.\n"
 )
+
+
+def _blocked_words() -> tuple[str, ...]:
+    return tuple(json.loads((files("datagen") / "blocked_words.json").read_text(encoding="utf-8")))
+
+
 PROFILES: dict[str, Callable[[], Profile]] = {"miniature": _miniature, "full": _full}
 
 

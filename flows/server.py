@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import os
-import socket
-import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from shards.processes import end_with_parent
+from shards.processes import ServerProcess, free_port
 
 QUIET = {"DO_NOT_TRACK": "1", "PREFECT_SERVER_ANALYTICS_ENABLED": "false", "PREFECT_CLI_PROMPT": "false"}
 
@@ -21,10 +18,9 @@ def prefect_server(folder: Path, meanwhile: Callable[[], object]) -> Iterator[st
     """Yield the address of the Prefect API: the configured one, or that of a server which lives as long as this block.
 
     The server takes seconds to start; `meanwhile` is called while it does, to import what the block needs.
-    Call it from the main thread: the server ends with the thread that started it. Its database is
-    `folder/prefect.db`: `prefect server start` shows its runs later, given that file's address,
-    `sqlite+aiosqlite:///...`, as PREFECT_API_DATABASE_CONNECTION_URL. Raises
-    RuntimeError if it does not answer within three minutes.
+    Prefect's own temporary server outlives a killed parent; this one does not. Its database is `folder/prefect.db`:
+    `prefect server start` shows its runs later, given that file's address, `sqlite+aiosqlite:///...`, as
+    PREFECT_API_DATABASE_CONNECTION_URL. Raises RuntimeError if it does not answer within three minutes.
     """
     import prefect
     from prefect.events.worker import EventsWorker
@@ -35,10 +31,7 @@ def prefect_server(folder: Path, meanwhile: Callable[[], object]) -> Iterator[st
         meanwhile()
         yield configured
         return
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    folder.mkdir(parents=True, exist_ok=True)
+    port = free_port()
     command = [sys.executable, "-m", "uvicorn", "--app-dir", str(Path(prefect.__file__).parents[1]), "--factory"]
     command += ["prefect.server.api.server:create_app", "--host", "127.0.0.1", "--port", str(port)]
     command += ["--log-level", "error", "--lifespan", "on"]
@@ -52,14 +45,11 @@ def prefect_server(folder: Path, meanwhile: Callable[[], object]) -> Iterator[st
             "PREFECT__SERVER_FINAL": "1",
         }
     )
-    with (folder / "prefect.log").open("wb") as log:
-        server = subprocess.Popen(
-            command, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log, preexec_fn=end_with_parent
-        )
+    server = ServerProcess("Prefect server", command, folder / "prefect.log", environment)
     try:
         meanwhile()
         address = f"http://127.0.0.1:{port}/api"
-        _wait_until_healthy(address, server, folder / "prefect.log")
+        server.wait_until_healthy(f"{address}/health", seconds=180)
         # The variable is for children that run flows of their own.
         os.environ["PREFECT_API_URL"] = address
         with temporary_settings({PREFECT_API_URL: address}):
@@ -69,25 +59,4 @@ def prefect_server(folder: Path, meanwhile: Callable[[], object]) -> Iterator[st
         APILogWorker.drain_all(timeout=5)
         EventsWorker.drain_all(timeout=5)
         os.environ.pop("PREFECT_API_URL", None)
-        server.terminate()
-        try:
-            server.wait(timeout=5)
-        except subprocess.TimeoutExpired:
-            server.kill()
-            server.wait()
-
-
-def _wait_until_healthy(address: str, server: subprocess.Popen[bytes], log: Path, seconds: float = 180) -> None:
-    import httpx
-
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        if server.poll() is not None:
-            last = (log.read_text(errors="replace").strip().splitlines() or ["it said nothing"])[-1]
-            raise RuntimeError(f"the Prefect server ended with code {server.returncode}: {last} (see {log})")
-        try:
-            if httpx.get(f"{address}/health", timeout=5).status_code == 200:
-                return
-        except httpx.TransportError:
-            time.sleep(0.1)
-    raise RuntimeError(f"the Prefect server did not answer within {seconds:.0f} s (see {log})")
+        server.stop()

@@ -14,8 +14,9 @@ import numpy as np
 import torch
 from PIL import Image
 
-from datagen.captions import CaptionsConfig, TransformersCaptioner, parse_reply, render_prompt
-from datagen.masks import MasksConfig, TransformersBoxFinder, TransformersMaskCutter, choose_mask
+from datagen.captions import CaptionsConfig, parse_reply, render_prompt
+from datagen.captions_transformers import TransformersCaptioner
+from datagen.masks import MasksConfig, choose_mask, load_engines
 from dreamcache.dreambooth.embedders import ClipEmbedder, load_clip, load_dino
 from miniature.grammar import with_article
 from miniature.places import PHRASES, PLACES
@@ -144,7 +145,7 @@ def check_dino(checkpoints: Path, trials_a_class: int = 4) -> Iterator[Line]:
 def check_masks(checkpoints: Path, scenes: int = 256) -> Iterator[Line]:
     """Box from the noun and mask from the box, for both objects of scenes with two, and for nouns not shown."""
     config = MasksConfig(box_model=str(checkpoints / "detector"), mask_model=str(checkpoints / "sam"))
-    finder, cutter = TransformersBoxFinder(config), TransformersMaskCutter(config)
+    finder, cutter = load_engines(config)
     drawn = held_out(scenes, second=True)
     rng = np.random.default_rng(HELD_OUT_SEEDS)
     overlaps: dict[str, list[float]] = {"subject": [], "other object": []}

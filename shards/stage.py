@@ -91,7 +91,8 @@ class ShardPlan:
         """Write the shard: all of it with its marker, or, after an exception or a kill, nothing.
 
         `records_in` defaults to the first input's number of records; the accounts must come out at it. `execution`
-        is recorded in the marker beside the seconds taken. Raises ValueError if an input is not finished.
+        is recorded in the marker as it is in the end, beside the seconds taken. Raises ValueError if an input is not
+        finished.
         """
         records_in = self.records_in if records_in is None else records_in
         if self.unfinished or records_in is None:
@@ -100,7 +101,7 @@ class ShardPlan:
         with files.locked_folder(self.path.parent):
             for file in (self.path, rejects_path(self.path), marker_path(self.path)):
                 files.remove_leftovers(file)
-            writer = ShardWriter(self, records_in, dict(execution or {}))
+            writer = ShardWriter(self, records_in, execution or {})
         try:
             yield writer
             writer.commit()
@@ -111,7 +112,7 @@ class ShardPlan:
 class ShardWriter:
     """Takes a stage's records, each to be added or rejected exactly once, and commits them as a shard."""
 
-    def __init__(self, plan: ShardPlan, records_in: int, execution: dict[str, Any]) -> None:
+    def __init__(self, plan: ShardPlan, records_in: int, execution: Mapping[str, Any]) -> None:
         self.plan = plan
         self.records_in = records_in
         self.marker: Marker | None = None

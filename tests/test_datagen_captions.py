@@ -7,9 +7,19 @@ import pytest
 from tiny_datagen import TAXONOMY, tiny_dataset_config, tiny_models
 
 from datagen import captions
-from datagen.captions import Caption, TransformersCaptioner, names_subject, parse_reply, render_prompt, render_reply
+from datagen.captions import (
+    Caption,
+    CaptionsConfig,
+    names_subject,
+    parse_reply,
+    render_prompt,
+    render_reply,
+    render_request,
+    split_reply,
+)
+from datagen.captions_transformers import TransformersCaptioner
 from datagen.config import derived_seed
-from datagen.taxonomy import Taxonomy, load_taxonomy
+from datagen.taxonomy import Request, Taxonomy, load_taxonomy
 from shards.files import read_json_lines
 from shards.markers import rejects_path
 from shards.stage import StageSpec, plan_shard
@@ -92,6 +102,52 @@ def test_a_reply_does_not_depend_on_its_batch() -> None:
     same = captioner.write([prompts[1]] * 4, [1, 2, 3, 1])
     assert same[0] == same[3] and len(set(same)) > 1
     assert parse_reply(together[1]).subject == "teapot"
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("dog | dog | A dog | on a beach", Caption("dog", "dog", "A dog | on a beach")),
+        ("Here you are:\n 2. Dog | dog | a dog on a beach\n", Caption("dog", "dog", "a dog on a beach")),
+        ("- dog|animal|a dog", Caption("dog", "animal", "a dog")),
+        ("dog: a dog on a beach", "no line of three parts"),
+        ("dog | | a dog", "empty class"),
+        ("", "empty reply"),
+    ],
+)
+def test_lines(text: str, found: Caption | str) -> None:
+    if isinstance(found, Caption):
+        assert parse_reply(text, "lines") == found
+    else:
+        with pytest.raises(ValueError, match=f"^{found}$"):
+            parse_reply(text, "lines")
+
+
+def test_a_reply_of_several_captions_is_cut_at_each() -> None:
+    objects = [reply(caption=f"a dog {number} }}{{") for number in range(3)]
+    for text in (f"[{', '.join(objects)}]", "Sure:\n" + "\n\n".join(objects), f'{{"captions"{objects[0]}'):
+        pieces = split_reply(text, 3, "json")
+        assert len(pieces) == 3 and all(piece in text for piece in pieces)
+    assert split_reply(f"[{', '.join(objects)}]", 3, "json") == objects
+    assert split_reply(objects[0] + objects[1][:-4], 3, "json")[:2] == [objects[0], objects[1][:-4]]
+    assert split_reply("a | b | c\n\nwell\nd | e | f", 2, "lines") == ["a | b | c", "d | e | f"]
+    assert split_reply(" nothing", 1, "json") == [" nothing"]
+
+
+def test_each_form_of_reply_is_asked_for() -> None:
+    dog, teapot = (
+        Request(subject="dog", class_name="dog", place="here", extra="now"),
+        Request(subject="teapot", class_name="teapot", place="there", extra=None),
+    )
+    assert render_request([dog], "schema") == render_prompt("dog", "here", "now")
+    assert render_request([dog, teapot], "lines") == (
+        "1.\nSubject: dog\nPlace: here\nDetail: now\n2.\nSubject: teapot\nPlace: there\nLines:\n"
+    )
+    config = CaptionsConfig(model="x", taxonomy="y", engine="vllm", instruction="Write. {format} Nothing else.")
+    asked = {form: config.model_copy(update={"reply": form}).full_instruction() for form in ("json", "schema", "lines")}
+    assert asked["json"] == asked["schema"] and '{"subject": ...' in asked["json"] and "|" in asked["lines"]
+    with pytest.raises(ValueError, match='reply "schema" needs engine "vllm"'):
+        CaptionsConfig(model="x", taxonomy="y", reply="schema")
 
 
 class Scripted:

@@ -12,6 +12,7 @@ import pytest
 from pydantic import ValidationError
 from tiny_datagen import tiny_dataset_config, tiny_models
 
+from datagen import masks
 from datagen.block import Block
 from datagen.dataset import STAGES, Dataset, DatasetConfig, explained
 from shards import files
@@ -227,6 +228,15 @@ def test_errors_are_one_line_and_say_what_to_do(config: DatasetConfig, tmp_path:
         changed(config, "images", guidance=5.0)
     with pytest.raises(ValidationError, match="set shards or target_triplets"):
         changed(config, "", shards=None)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_missing_package_is_named_before_any_caption(config: DatasetConfig, tmp_path: Path) -> None:
+    other = changed(config, "masks", mask_engine="segment-anything")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(masks.PACKAGES, "segment-anything", "no_such_package")
+        with pytest.raises(ModuleNotFoundError, match="masks.mask_engine: the package segment-anything .*pip install"):
+            build(other, tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 

@@ -66,6 +66,18 @@ def test_no_class_takes_more_than_its_share(tmp_path: Path) -> None:
     assert {one["reason"] for one in rejects} == {"class and place cap"}
 
 
+def test_unfit_captions_go_before_they_count_for_anything(tmp_path: Path) -> None:
+    texts = ["a dog", "a dog " + "so " * 70, "a dog with two hot-irons", "a dog, hot as irony", "a dog, hot as irony"]
+    write_captions(tmp_path, 0, [("dog", "beach", text) for text in texts])
+    config = FREE.model_copy(update={"blocked_words": ("Hot Iron", "c.3.p.o")})
+    kept, rejects = keep(tmp_path, config, 1, 5)
+    assert kept == ["00000-3"]
+    assert [(one["reason"], one.get("words"), one.get("word")) for one in rejects] == [
+        ("too few words", 2, None), ("too many words", 72, None), ("blocked word", None, "hot irons"),
+        ("exact duplicate", None, None),
+    ]  # fmt: skip
+
+
 def test_growth_changes_nothing_that_is_there(tmp_path: Path) -> None:
     rng = random.Random(0)
     nouns, places = ["dog", "cat", "robot"], ["beach", "forest"]

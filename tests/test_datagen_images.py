@@ -7,10 +7,17 @@ import numpy as np
 import pytest
 import torch
 from diffusers import AutoencoderKL, EulerDiscreteScheduler, StableDiffusionXLPipeline, UNet2DConditionModel
+from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
 from PIL import Image
 from tiny_datagen import tiny_dataset_config, tiny_models
 from tiny_diffusion import tiny_tokenizer
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+from transformers import (
+    CLIPConfig,
+    CLIPImageProcessor,
+    CLIPTextConfig,
+    CLIPTextModel,
+    CLIPTextModelWithProjection,
+)
 
 from datagen import images
 from datagen.images import DiffusersPainter, ImagesConfig, encode_jpeg, image_fault
@@ -69,6 +76,48 @@ def test_the_vae_can_be_replaced() -> None:
     assert np.array_equal(plain.paint(["a dog"], [1]), replaced.paint(["a dog"], [1]))
 
 
+def test_no_negative_prompt_is_not_an_empty_one(tmp_path: Path) -> None:
+    """SDXL was trained with zeros in place of an unconditional prompt; the empty text is another condition."""
+    painter = DiffusersPainter(config_of(save_tiny_sdxl(tmp_path), guidance_scale=5.0))
+    seen = []
+    encode = painter.pipeline.encode_prompt
+
+    def recorded(*args: object, **more: object) -> tuple[torch.Tensor, ...]:
+        seen.append(encode(*args, **more))
+        return seen[-1]
+
+    painter.pipeline.encode_prompt = recorded
+    painter.paint(["a dog", "a cat"], [1, 2])
+    positive, negative, *_ = seen[0]
+    assert positive.shape[0] == 2 and positive.abs().min() > 0 and not negative.any()
+
+
+def test_how_it_runs_changes_no_image() -> None:
+    model = tiny_models() / "stable-diffusion"
+    plain = DiffusersPainter(config_of(model)).paint(["a dog"], [1])
+    execution = {"device": "cpu", "channels_last": True, "offload": True}
+    assert np.allclose(DiffusersPainter(config_of(model, execution=execution)).paint(["a dog"], [1]), plain, atol=1e-4)
+
+
+def test_a_safety_model_flags_what_is_near_its_concepts(tmp_path: Path) -> None:
+    vision = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    vision |= {"image_size": 32, "patch_size": 16}
+    torch.manual_seed(0)
+    checker = StableDiffusionSafetyChecker(CLIPConfig(vision_config=vision, projection_dim=8))
+    sides = {"height": 32, "width": 32}
+    CLIPImageProcessor(size=sides, crop_size=sides).save_pretrained(tmp_path)
+    images = np.random.default_rng(0).random((2, 64, 64, 3), dtype=np.float32)
+    images[1] *= np.nan
+    for threshold, flagged in ((1.5, False), (-1.5, True)):
+        checker.concept_embeds_weights.data.fill_(threshold)
+        checker.special_care_embeds_weights.data.fill_(1.5)
+        checker.save_pretrained(tmp_path)
+        painter = DiffusersPainter(config_of(tiny_models() / "stable-diffusion", safety_model=str(tmp_path)))
+        before = images.copy()
+        assert list(painter.unsafe(images)) == [flagged, flagged]
+        assert np.array_equal(images, before, equal_nan=True)
+
+
 def test_faults_are_told_apart() -> None:
     config = ImagesConfig(model="x")
     noise = np.random.default_rng(0).random((16, 16, 3), dtype=np.float32)
@@ -88,7 +137,7 @@ def test_images_are_stored_at_the_size_asked_for() -> None:
 
 
 class Failing:
-    """A text-to-image model that gives NaN, black, grey and good images in turn."""
+    """A text-to-image model that gives NaN, black, grey, unsafe and good images, as the captions say."""
 
     def paint(self, captions: list[str], seeds: list[int]) -> np.ndarray:
         made = []
@@ -97,9 +146,13 @@ class Failing:
             made.append({"nan": image * np.nan, "black": image * 0, "grey": image * 0 + 0.5}.get(caption, image))
         return np.stack(made)
 
+    def unsafe(self, images: np.ndarray) -> list[bool]:
+        bad = np.random.default_rng(len("unsafe")).random((16, 16, 3), dtype=np.float32)
+        return [np.array_equal(image, bad) for image in images]
+
 
 def test_every_caption_becomes_an_image_or_a_reject(tmp_path: Path) -> None:
-    captions = ["nan", "a dog", "black", "grey", "a cat", "nan"]
+    captions = ["nan", "one dog", "black", "grey", "two cats", "nan", "unsafe"]
     source = plan_shard(tmp_path, StageSpec("dedup", 1, {}), 0)
     with source.writing(records_in=len(captions)) as out:
         for number, caption in enumerate(captions):
@@ -108,9 +161,9 @@ def test_every_caption_becomes_an_image_or_a_reject(tmp_path: Path) -> None:
     config = ImagesConfig(model="x", execution={"batch_size": 4})
     reports: list[tuple[int, int]] = []
     marker = images.run(plan, config, Failing(), lambda *done: reports.append(done))
-    assert (marker.records_in, marker.records_out) == (6, 2)
-    assert marker.rejected == {"black image": 1, "flat image": 1, "image not finite": 2}
+    assert (marker.records_in, marker.records_out) == (7, 2)
+    assert marker.rejected == {"black image": 1, "flat image": 1, "image not finite": 2, "unsafe image": 1}
     kept = dict(read_tar_records(plan.path))
     assert list(kept) == ["0-1", "0-4"] and set(kept["0-1"]) == {"jpg", "json"}
-    assert len(list(read_json_lines(rejects_path(plan.path)))) == 4
-    assert reports == [(4, 6), (6, 6)]
+    assert len(list(read_json_lines(rejects_path(plan.path)))) == 5
+    assert reports == [(4, 7), (7, 7)]

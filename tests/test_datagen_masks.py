@@ -7,22 +7,24 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from tiny_datagen import save_tiny_grounding_dino, tiny_dataset_config, tiny_models
 
 from datagen import gates, masks
+from datagen.config import in_batches
 from datagen.gates import GatesConfig, gate_fault
 from datagen.masks import (
     MasksConfig,
     ProposedMasks,
     ScoredBox,
-    TransformersBoxFinder,
-    TransformersMaskCutter,
     bounding_box,
     box_iou,
     choose_mask,
     cleaned,
+    encode_mask,
 )
+from datagen.masks_transformers import TransformersBoxFinder, TransformersMaskCutter
 from shards.files import read_json_lines, read_tar_records
 from shards.markers import rejects_path
 from shards.stage import StageSpec, plan_shard
@@ -78,9 +80,14 @@ def test_the_mask_that_fills_its_box_is_chosen() -> None:
     proposed = ProposedMasks(np.stack([small, right, wide]), [0.95, 0.9, 0.93])
     mask, measures = choose_mask(proposed, bounding_box(right), min_region=0.001)
     assert np.array_equal(mask, right)
+    proposals = measures.pop("proposals")
     assert measures == {
         "predicted_iou": 0.9, "box_agreement": 1.0, "area": pytest.approx(right.mean(), abs=1e-4), "border": 0.0,
     }  # fmt: skip
+    assert [one["predicted_iou"] for one in proposals] == [0.95, 0.9, 0.93]
+    assert [one["box_agreement"] for one in proposals] == [
+        round(box_iou(bounding_box(one), bounding_box(right)), 4) for one in (small, right, wide)
+    ]
     touching = disc(centre=(32, 0))
     assert choose_mask(ProposedMasks(touching[None], [1.0]), (0, 20, 13, 45), 0)[1]["border"] == round(25 / 64, 4)
     empty = np.zeros((1, 64, 64), dtype=bool)
@@ -99,7 +106,68 @@ def test_specks_and_holes_are_cleaned_and_large_parts_stay() -> None:
     assert np.array_equal(cleaned(np.ones((8, 8), dtype=bool), 0.5), np.ones((8, 8), dtype=bool))
 
 
-GOOD = {"box": [1, 1, 9, 9], "score": 0.5, "area": 0.2, "border": 0.0, "predicted_iou": 0.9}
+def test_the_edge_is_soft_and_the_mask_is_what_is_over_half() -> None:
+    mask = disc(radius=20)
+    hard, soft = (np.asarray(Image.open(io.BytesIO(encode_mask(mask, width)))) for width in (1 / 64, 6 / 64))
+    assert np.array_equal(hard, mask * 255)
+    assert np.array_equal(soft >= 128, mask)
+    row = soft[32].astype(int)
+    assert (row[:8] == 0).all() and (row[20:44] == 255).all()
+    assert (np.diff(row[:32]) >= 0).all() and len(set(row[:32].tolist())) >= 6  # rises over six pixels
+    for even in (np.zeros_like(mask), np.ones_like(mask)):
+        assert np.array_equal(np.asarray(Image.open(io.BytesIO(encode_mask(even, 0.1)))), even * 255)
+
+
+def test_a_batch_that_does_not_fit_is_halved(tmp_path: Path) -> None:
+    sizes = []
+
+    class Full(Scripted):
+        def find(self, images: list[Image.Image], nouns: list[str]) -> list[list[ScoredBox]]:
+            sizes.append(len(images))
+            if len(images) > 2:
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            return super().find(images, nouns)
+
+    def encode(number: int) -> bytes:
+        buffer = io.BytesIO()
+        Image.new("RGB", (64, 64), (255, 255, 255)).save(buffer, "JPEG")
+        return buffer.getvalue()
+
+    source = write_images(tmp_path, encode, 7)
+    config = MasksConfig(box_model="x", mask_model="y", execution={"batch_size": 6})
+    plan = plan_shard(tmp_path, StageSpec("masks", 1, {}, {}, ".tar"), 0, [source])
+    marker = masks.run(plan, config, Full(), Scripted(), ignore)
+    assert marker.records_out == 7 and marker.execution["batch_size"] == 2
+    assert sizes == [6, 3, 2, 2, 2, 1]
+    with pytest.raises(RuntimeError, match="illegal"):
+        next(in_batches([1, 2], {"batch_size": 2}, broken))
+
+
+def broken(batch: object) -> None:
+    raise RuntimeError("an illegal memory access was encountered")
+
+
+GOOD = {
+    "box": [1, 1, 9, 9],
+    "score": 0.5,
+    "boxes": [{"box": [1, 1, 9, 9], "score": 0.5}],
+    "area": 0.2,
+    "border": 0.0,
+    "predicted_iou": 0.9,
+}
+
+
+def test_boxes_of_one_thing_are_one_subject() -> None:
+    def boxes(*found: tuple[float, list[int]]) -> dict[str, object]:
+        return {**GOOD, "boxes": [{"box": box, "score": score} for score, box in found]}
+
+    whole, again, head, other = [0, 0, 40, 80], [2, 0, 42, 78], [5, 0, 30, 20], [60, 10, 95, 80]
+    one = boxes((0.9, whole), (0.8, again), (0.6, head), (0.2, other))
+    two = boxes((0.9, whole), (0.6, head), (0.5, other))
+    alone = GatesConfig(max_subjects=1)
+    assert gate_fault(one, alone) is None
+    assert gate_fault(two, alone) == ("several subjects", 2)
+    assert gate_fault(two, GatesConfig()) is None and gate_fault(two, GatesConfig(max_subjects=2)) is None
 
 
 @pytest.mark.parametrize(

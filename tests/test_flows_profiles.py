@@ -1,7 +1,11 @@
 """Profiles and the settings laid over them: what is accepted, and what the one line says where it is not."""
 
+from pathlib import Path
+
 import pytest
 
+from datagen.dedup import blocked_pattern, normalized_words
+from datagen.taxonomy import load_taxonomy
 from flows.profiles import changed_settings, load_profile, miniature_checkpoints
 from flows.settings import parse_settings
 
@@ -23,6 +27,20 @@ def test_full_profile_has_the_papers_sizes() -> None:
     assert full.dataset.target_triplets == 400_000
     assert (full.training.steps, full.training.batch_size, full.training.learning_rate) == (25_000, 128, 1e-5)
     assert full.evaluation.sampling.image_guidance_scale == 0.4
+
+
+def test_full_profiles_taxonomy_fits_its_filters() -> None:
+    """Enough classes and pairs for 400,000 captions under the caps, and none that the word list would turn down."""
+    dataset = load_profile("full").dataset
+    taxonomy = load_taxonomy(Path(dataset.captions.taxonomy))
+    assert len(taxonomy.classes) * dataset.dedup.max_class_share > 2
+    assert len(taxonomy.classes) * len(taxonomy.places) * dataset.dedup.max_class_and_place_share > 2
+    blocked = blocked_pattern(dataset.dedup.blocked_words)
+    assert blocked is not None
+    texts = [one.noun for one in taxonomy.classes] + [*taxonomy.places, *taxonomy.extras]
+    assert [text for text in texts if blocked.search(" ".join(normalized_words(text)))] == []
+    assert blocked.search(" ".join(normalized_words("A teapot beside two NUDES, in oil")))
+    assert not blocked.search(" ".join(normalized_words("a gunmetal teapot in Middlesex")))
 
 
 @pytest.mark.parametrize(

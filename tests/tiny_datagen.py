@@ -125,15 +125,17 @@ def save_tiny_owlvit(folder: Path) -> Path:
     return folder
 
 
-def save_tiny_grounding_dino(folder: Path) -> Path:
-    """A Grounding DINO with random weights for images of 128 px; its special tokens keep BERT's fixed ids."""
-    torch.manual_seed(0)
+def tiny_bert_tokenizer() -> BertTokenizer:
+    """A BERT tokenizer of the nouns of `TAXONOMY`; its special tokens keep the ids that Grounding DINO asks for."""
     words = {101: "[CLS]", 102: "[SEP]", 1012: ".", 1029: "?", 0: "[PAD]", 100: "[UNK]", 103: "[MASK]"}
     words |= {1100 + number: noun for number, noun in enumerate(TAXONOMY["classes"])}
-    folder.mkdir(parents=True, exist_ok=True)
-    vocabulary = {words.get(number, f"[unused{number}]"): number for number in range(1200)}
-    (folder / "vocab.txt").write_text("\n".join(vocabulary) + "\n")
-    tokenizer = BertTokenizer(vocab=vocabulary)
+    return BertTokenizer(vocab={words.get(number, f"[unused{number}]"): number for number in range(1200)})
+
+
+def save_tiny_grounding_dino(folder: Path) -> Path:
+    """A Grounding DINO with random weights for images of 128 px."""
+    torch.manual_seed(0)
+    tokenizer = tiny_bert_tokenizer()
     config = GroundingDinoConfig(
         backbone_config=SwinConfig(
             image_size=128, embed_dim=16, depths=[1, 1, 1, 1], num_heads=[1, 2, 2, 4], window_size=4,
