@@ -16,6 +16,7 @@ from prefect.states import Completed, State
 from datagen.block import Block
 from datagen.dataset import STAGES, Dataset, DatasetConfig
 from flows.artifacts import Progress, accounts_artifact, pictures_artifact
+from flows.describe import describe
 from flows.lock import locked
 from flows.profiles import load_profile, record_configuration
 from shards.markers import Marker
@@ -41,6 +42,8 @@ def build_dataset(
     with locked(folder):
         record_configuration(folder, chosen)
         build(chosen.dataset, folder)
+        if describe(folder, chosen):
+            log.info("dataset: described in %s", folder / "triplets" / "README.md")
     return str(folder / "triplets")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import logging
 import os
@@ -91,6 +92,51 @@ def report(
         print(f"Report: {write_report(chosen, folder)}")
 
     _or_one_line(write, debug)
+
+
+@app.command()
+def verify(
+    run: Annotated[Path, typer.Argument(help="the run folder")],
+    repair: Annotated[bool, typer.Option("--repair", help="make again what is wrong, and nothing else")] = False,
+    debug: DebugOption = False,
+) -> None:
+    """Check every marker, checksum, count and key of a run; what is wrong is named, one line each, with exit code 1.
+
+    Example: dreamcache verify runs/demo --repair
+    """
+    if not run.is_dir():
+        _fail(f"there is no run folder {run}", 2)
+    _or_one_line(lambda: _verify(run, repair, debug), debug)
+
+
+def _verify(run: Path, repair: bool, debug: bool) -> None:
+    from flows.lock import locked
+    from flows.verify import Verification
+
+    with locked(run) if os.access(run, os.W_OK) else contextlib.nullcontext():
+        found = Verification(run)
+        for line in (*found.lines, *(f"not checked: {text}" for text in found.unchecked)):
+            print(line, flush=True)
+        if not found.lines:
+            print(f"{run}: every marker, checksum, count and key is right.")
+            return
+        if repair:
+            found.withdraw()
+    if not repair:
+        raise SystemExit(1)
+    if found.profile is None:
+        raise ValueError(f"{run} was imported or merged: give that command again to make what was withdrawn")
+    from flows.profiles import changed_settings
+
+    for command in found.commands():
+        _run_flow(command, found.profile.name, run, changed_settings(found.profile), debug)
+    if (run / "report.html").is_file():
+        from flows.report import write_report
+
+        write_report(found.profile, run)
+    if left := Verification(run).lines:
+        raise ValueError(f"{run} is still not right: {'; '.join(left)}")
+    print(f"{run} is mended.")
 
 
 def _configuration(profile: str, run: Path | None, settings: list[str] | None) -> tuple[Profile, Path, dict[str, Any]]:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from datagen.dataset import Dataset, explained
+from datagen.dataset import STAGES, Dataset, explained
 from datagen.identity import model_identity
+from datagen.licences import model_terms
 from dreamcache.dreambooth.cases import load_benchmark
 from dreamcache.dreambooth.evaluation import Evaluation
 from dreamcache.dreambooth.models import model_identity as embedder_identity
@@ -19,6 +20,7 @@ from flows.steps import Step
 from shards.markers import Marker, checked_marker, read_marker
 from shards.triplets import triplet_paths
 
+DESCRIPTION_VERSION = 1
 TRAINING_VERSION = 1
 BENCHMARK_VERSION = 1
 EVALUATION_VERSION = 1
@@ -57,6 +59,39 @@ def _is_outdated(marker: Marker, run: Path) -> bool:
     """Whether a shard's inputs were made again since, by a build of the dataset that has not come to its end."""
     inputs = ((read_marker(run / name), sha256) for name, sha256 in marker.recipe["inputs"].items())
     return any(now is not None and now.shard.sha256 != sha256 for now, sha256 in inputs)
+
+
+def description_step(run: Path, profile: Profile | None = None) -> Step:
+    """The statistics, index and card beside a run's triplets: all markers' checksums, and the terms of the models."""
+    inputs: dict[str, Any] = {}
+    missing: tuple[str, ...] = ()
+    try:
+        for stage, markers in dataset_markers(run, triplet_paths(run)).items():
+            inputs |= {f"{stage}/{name}": f"{m.shard.sha256} {m.rejects.sha256}" for name, m in markers.items()}
+    except FileNotFoundError:
+        missing = ("the dataset",)
+    terms = {} if profile is None else _model_terms(profile)
+    return Step("dataset card", run / "triplets", recipe(DESCRIPTION_VERSION, {}, terms, inputs), missing)
+
+
+def dataset_markers(run: Path, paths: Sequence[Path]) -> dict[str, dict[str, Marker]]:
+    """The markers of all stages, by stage and number, of the shards that triplet shards were made from, and of these."""
+    found = {stage: {path.stem: read_marker(run / stage / path.name) for path in paths} for stage in STAGES}
+    present = {stage: {name: m for name, m in markers.items() if m is not None} for stage, markers in found.items()}
+    return {stage: markers for stage, markers in present.items() if markers}
+
+
+def _model_terms(profile: Profile) -> dict[str, str]:
+    """Model identity -> terms of use, of the models that make a profile's dataset."""
+    terms = {}
+    for config in (profile.dataset.captions, profile.dataset.images, profile.dataset.masks):
+        for role, location in config.locations().items():
+            if role == "taxonomy":
+                continue
+            ours = Path(location).is_relative_to(miniature_checkpoints())
+            if (text := "Apache-2.0, trained by this project" if ours else model_terms(location)) is not None:
+                terms[model_identity(location, role)] = text
+    return terms
 
 
 def adapters_folder(run: Path) -> Path:
@@ -147,7 +182,7 @@ def pending(command: str, profile: Profile, run: Path) -> list[str]:
         check_models(profile)
     lines: list[str] = []
     if command in ("run", "build-dataset"):
-        lines += explained(Dataset(profile.dataset, run).remaining())
+        lines += explained(Dataset(profile.dataset, run).remaining()) or description_step(run, profile).changes()
     if command in ("run", "train-adapters"):
         lines += ["training: after the dataset"] if lines else training_step(profile, run).changes()
     if command in ("run", "evaluate-adapters"):
