@@ -102,7 +102,8 @@ def _input_fault(shard: Path, faulty: dict[Path, Fault]) -> Fault | None:
     inputs = {path: other for path in paths if path not in faulty and (other := read_marker(path)) is not None}
     for path, other in inputs.items():
         if other.shard.sha256 != marker.recipe["inputs"][path.relative_to(root).as_posix()]:
-            return Fault(shard, f"older than {path.relative_to(root)}, which it was made from", marker_path(shard))
+            # Its marker stays: should the input come out again as it was, so will this shard.
+            return Fault(shard, f"older than {path.relative_to(root)}, which it was made from")
     if inputs and not faulty.keys() & set(paths):
         keys = _accounted_keys(shard)
         if not any(_keys(path) == keys for path in inputs):
