@@ -7,9 +7,9 @@ from pathlib import Path
 
 # By the beginning of a Hub name, the longest that fits.
 KNOWN_TERMS = {
-    "meta-llama/Llama-3.1": "Llama 3.1 Community License: built with Llama; models trained on the captions bear its name",
-    "meta-llama/Llama-3.2": "Llama 3.2 Community License: built with Llama; models trained on the captions bear its name",
-    "meta-llama/Llama-3.3": "Llama 3.3 Community License: built with Llama; models trained on the captions bear its name",
+    "meta-llama/Llama-3.1": "Llama 3.1 Community License: built with Llama; models trained on its output are named so",
+    "meta-llama/Llama-3.2": "Llama 3.2 Community License: built with Llama; models trained on its output are named so",
+    "meta-llama/Llama-3.3": "Llama 3.3 Community License: built with Llama; models trained on its output are named so",
     "stabilityai/stable-diffusion-xl": "CreativeML Open RAIL++-M: no use of the images may go against its restrictions",
     "madebyollin/sdxl-vae-fp16-fix": "MIT",
     "IDEA-Research/grounding-dino": "Apache-2.0",

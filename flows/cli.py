@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib
 import logging
 import os
@@ -14,6 +15,7 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
+from flows.dataset_commands import DATASET_COMMANDS
 from flows.profiles import Profile, load_profile
 from flows.settings import parse_settings
 
@@ -95,6 +97,32 @@ def report(
 
 
 @app.command()
+def estimate(
+    profile: ProfileOption = "miniature",
+    run: RunOption = None,
+    settings: SetOption = None,
+    debug: DebugOption = False,
+) -> None:
+    """Say what a dataset will take, stage by stage, from its finished shards; without one, the first is made.
+
+    Example: dreamcache estimate --profile full --run runs/big --set target_triplets=400000
+    """
+    chosen, folder, changed = _configuration(profile, run, settings)
+
+    def tell() -> None:
+        from datagen import estimate as reckoning
+        from datagen.dataset import Dataset
+
+        dataset = Dataset(chosen.dataset, folder)
+        if not dataset.markers("triplets", [0]):
+            first = {"shards": 1, "target_triplets": None}
+            _run_flow("build-dataset", profile, folder, changed | first, debug)
+        print(reckoning.table(reckoning.estimate(dataset)))
+
+    _or_one_line(tell, debug)
+
+
+@app.command()
 def verify(
     run: Annotated[Path, typer.Argument(help="the run folder")],
     repair: Annotated[bool, typer.Option("--repair", help="make again what is wrong, and nothing else")] = False,
@@ -137,6 +165,18 @@ def _verify(run: Path, repair: bool, debug: bool) -> None:
     if left := Verification(run).lines:
         raise ValueError(f"{run} is still not right: {'; '.join(left)}")
     print(f"{run} is mended.")
+
+
+def _add_dataset_command(name: str, action: Callable[..., None]) -> None:
+    @functools.wraps(action)
+    def command(*arguments: Any, **options: Any) -> None:
+        _or_one_line(lambda: action(*arguments, **options), debug=False)
+
+    app.command(name)(command)
+
+
+for _name, _action in DATASET_COMMANDS:
+    _add_dataset_command(_name, _action)
 
 
 def _configuration(profile: str, run: Path | None, settings: list[str] | None) -> tuple[Profile, Path, dict[str, Any]]:
@@ -204,7 +244,8 @@ def _quiet_libraries(debug: bool) -> None:
     handler.setFormatter(logging.Formatter("%(asctime)s  %(message)s", "%H:%M:%S"))
     logger = logging.getLogger("flows")
     logger.setLevel(logging.INFO)
-    logger.addHandler(handler)
+    if not logger.handlers:  # a repair runs several flows in one process
+        logger.addHandler(handler)
 
 
 def _or_one_line(action: Callable[[], None], debug: bool) -> None:

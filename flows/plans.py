@@ -75,7 +75,7 @@ def description_step(run: Path, profile: Profile | None = None) -> Step:
 
 
 def dataset_markers(run: Path, paths: Sequence[Path]) -> dict[str, dict[str, Marker]]:
-    """The markers of all stages, by stage and number, of the shards that triplet shards were made from, and of these."""
+    """The markers, by stage and number, of triplet shards and of the shards that they were made from."""
     found = {stage: {path.stem: read_marker(run / stage / path.name) for path in paths} for stage in STAGES}
     present = {stage: {name: m for name, m in markers.items() if m is not None} for stage, markers in found.items()}
     return {stage: markers for stage, markers in present.items() if markers}

@@ -9,7 +9,6 @@ from pathlib import Path
 from datagen.dataset import STAGES, Dataset, explained
 from flows.plans import evaluation_changes, evaluations, report_is_current, training_step
 from flows.profiles import Profile
-from flows.settings import one_line
 from flows.steps import BEGUN, MARKER
 from shards.files import remove_leftovers
 from shards.markers import FileState
@@ -115,7 +114,9 @@ class Verification:
 
     def commands(self) -> list[str]:
         """The commands that make again what was withdrawn or is outdated, in their order."""
-        touched = {fault.path.relative_to(self.run).parts[0] for fault in self.faults if TEMPORARY not in fault.path.name}
+        touched = {
+            fault.path.relative_to(self.run).parts[0] for fault in self.faults if TEMPORARY not in fault.path.name
+        }
         touched |= {line.partition(":")[0].partition(".")[0] for line in self.outdated}
         wanted = {"build-dataset": {*STAGES}, "train-adapters": {"training"}, "evaluate-adapters": {*STEPS[2:]}}
         return [command for command, folders in wanted.items() if touched & folders]

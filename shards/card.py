@@ -22,10 +22,11 @@ def dataset_card(statistics: Mapping[str, Any], terms: Mapping[str, str]) -> str
     lines += [f"- {size}", "license: other", "license_name: terms-of-the-models-below", "configs:"]
     lines += ["- config_name: default", "  data_files:", "  - split: train", '    path: "*.tar"', "---", ""]
     lines += ["# Subject triplets", ""]
+    size_in_gb = statistics["bytes"] / 1e9
     lines += [
-        f"{count:,} triplets in {statistics['shards']:,} WebDataset shards, {statistics['bytes'] / 1e9:.3f} GB: a target "
-        "image, the mask of its subject, and a caption, to train personalized image generation on. The reference image, "
-        "the subject on white, is cut out of the target by the mask when it is read.",
+        f"{count:,} triplets in {statistics['shards']:,} WebDataset shards, {size_in_gb:.3f} GB: a target image, the "
+        "mask of its subject, and a caption, to train personalized image generation on. The reference image, the "
+        "subject on white, is cut out of the target by the mask when it is read.",
         "",
         "| file | content |",
         "|---|---|",
@@ -33,8 +34,8 @@ def dataset_card(statistics: Mapping[str, Any], terms: Mapping[str, str]) -> str
         "| `KEY.mask.png` | the subject's mask: one channel, 255 on the subject |",
         "| `KEY.json` | caption, subject (its noun), class, and what is known of how they came to be |",
         "",
-        '`webdataset.WebDataset(urls)` and `datasets.load_dataset("webdataset", data_files=...)` read the shards as they '
-        "are. `index.json` lists them with counts and checksums; `statistics.json` holds the figures below.",
+        "`webdataset.WebDataset(urls)` reads the shards as they are, and so does `datasets.load_dataset` of this "
+        "folder. `index.json` lists them with counts and checksums; `statistics.json` holds the figures below.",
         "",
         "## Models and their terms",
         "",

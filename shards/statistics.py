@@ -50,7 +50,7 @@ def triplet_statistics(paths: Sequence[Path]) -> dict[str, Any]:
 
 
 def stage_accounts(markers: Mapping[str, Mapping[str, Marker]]) -> dict[str, Any]:
-    """Records in and out of every stage, and rejected by reason, most frequent first; `markers` are by stage and number."""
+    """Records in and out, and rejected by reason, of every stage; `markers` are by stage and number."""
     accounts = {}
     for stage, found in markers.items():
         records_in = records_out = 0

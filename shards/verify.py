@@ -94,7 +94,7 @@ def _own_fault(shard: Path) -> Fault | None:
 
 
 def _input_fault(shard: Path, faulty: dict[Path, Fault]) -> Fault | None:
-    """Whether the inputs that lie in the same run were made anew since, or hold other records than those accounted for."""
+    """Whether inputs in the same run were made anew since, or hold other records than those accounted for."""
     marker = read_marker(shard)
     assert marker is not None
     root = shard.parents[len(Path(marker.recipe["stage"]).parts)]

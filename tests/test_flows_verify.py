@@ -1,4 +1,4 @@
-"""Damage of every kind in a small dataset: each is named in one line, and a repair makes again that and nothing else."""
+"""Damage of every kind in a small dataset: each is named in one line, and a repair makes that again and no more."""
 
 import json
 import os
@@ -155,7 +155,9 @@ def test_what_is_not_made_yet_and_what_is_too_much(profile: Profile, run: Path) 
 
 def test_the_command_names_faults_without_torch_or_prefect(run: Path) -> None:
     def verify(*arguments: str) -> subprocess.CompletedProcess[str]:
-        spy = "import sys, flows.cli\ntry:\n flows.cli.main()\nfinally:\n print({'torch', 'prefect'} & set(sys.modules))"
+        spy = (
+            "import sys, flows.cli\ntry:\n flows.cli.main()\nfinally:\n print({'torch', 'prefect'} & set(sys.modules))"
+        )
         command = [sys.executable, "-c", spy, "verify", *arguments]
         return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
 
