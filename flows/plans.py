@@ -182,13 +182,15 @@ def pending(command: str, profile: Profile, run: Path) -> list[str]:
         check_models(profile)
     lines: list[str] = []
     if command in ("run", "build-dataset"):
-        lines += explained(Dataset(profile.dataset, run).remaining()) or description_step(run, profile).changes()
+        lines += explained(Dataset(profile.dataset, run).remaining())
+    undescribed = [] if lines or command not in ("run", "build-dataset") else description_step(run, profile).changes()
     if command in ("run", "train-adapters"):
         lines += ["training: after the dataset"] if lines else training_step(profile, run).changes()
     if command in ("run", "evaluate-adapters"):
         untrained = bool(lines)
         for name in evaluations(profile):
             lines += [f"{name}: after the training"] if untrained else evaluation_changes(profile, run, name)
+    lines += undescribed
     if command == "run" and (lines or not report_is_current(profile, run)):
         lines.append("report: after the evaluation" if lines else "report: to write")
     return lines

@@ -1,4 +1,4 @@
-"""Other datasets become triplets: every record taken or rejected for a reason, hostile ones refused, nothing escapes."""
+"""Other datasets become triplets: each record is taken or rejected for a reason, hostile sources are refused."""
 
 import io
 import json
@@ -215,7 +215,8 @@ def test_pairs_become_images_of_one_subject(tmp_path: Path) -> None:
     assert rejected == {"no json": 2, "description marked as not valid": 2, "not two squares side by side": 2}
     records = dict(read_tar_records(tmp_path / "run" / "images" / "00000.tar"))
     assert list(records) == ["0001-0", "0001-1"]
-    for (key, parts), colour, caption in zip(records.items(), ((254, 0, 0), (0, 0, 254)), list(texts.values())[1:]):
+    expected = (((254, 0, 0), texts["description_0"]), ((0, 0, 254), texts["description_1"]))
+    for (key, parts), (colour, caption) in zip(records.items(), expected, strict=True):
         image, record = Image.open(io.BytesIO(parts["jpg"])), json.loads(parts["json"])
         assert image.size == (32, 32) and image.getpixel((0, 0)) == image.getpixel((31, 31)) == colour
         assert (record["caption"], record["subject"], record["class"]) == (caption, "tin cup", "tableware")
