@@ -7,12 +7,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from datagen.dataset import STAGES, Dataset, explained
-from flows.plans import evaluation_changes, evaluations, report_is_current, training_step
+from flows.plans import description_step, evaluation_changes, evaluations, report_is_current, training_step
 from flows.profiles import Profile
 from flows.steps import BEGUN, MARKER
-from shards.files import remove_leftovers
+from shards.files import TEMPORARY, remove_leftovers
 from shards.markers import FileState
-from shards.verify import TEMPORARY, Fault, damage, shard_faults
+from shards.verify import STRAY, Fault, damage, shard_faults
 
 STEPS = ("triplets", "training", "benchmark", "evaluation", "evaluation-compared")
 
@@ -78,6 +78,8 @@ class Verification:
             accepted = sum(dataset.records_out("triplets", range(size)))
             lines += [f"triplets: {accepted} of target_triplets {target}"] if accepted < target else []
         try:
+            if not lines:
+                lines += description_step(self.run, self.profile).changes()
             if (self.run / "training" / BEGUN).is_file():
                 lines += training_step(self.profile, self.run).changes()
             for name in evaluations(self.profile):
@@ -107,18 +109,22 @@ class Verification:
     def withdraw(self) -> None:
         """Remove what is wrong: stray temporary files, and the markers that vouch for what is damaged."""
         for fault in self.faults:
-            if TEMPORARY in fault.path.name:
+            if fault.problem == STRAY and TEMPORARY in fault.path.name:
                 remove_leftovers(fault.path.with_name(fault.path.name.partition(TEMPORARY)[0]))
+            elif fault.problem == STRAY:
+                fault.path.unlink(missing_ok=True)
             elif fault.marker is not None:
                 fault.marker.unlink(missing_ok=True)
 
     def commands(self) -> list[str]:
         """The commands that make again what was withdrawn or is outdated, in their order."""
-        touched = {
-            fault.path.relative_to(self.run).parts[0] for fault in self.faults if TEMPORARY not in fault.path.name
-        }
+        touched = {fault.path.relative_to(self.run).parts[0] for fault in self.faults if fault.problem != STRAY}
         touched |= {line.partition(":")[0].partition(".")[0] for line in self.outdated}
-        wanted = {"build-dataset": {*STAGES}, "train-adapters": {"training"}, "evaluate-adapters": {*STEPS[2:]}}
+        wanted = {
+            "build-dataset": {*STAGES, "dataset card"},
+            "train-adapters": {"training"},
+            "evaluate-adapters": {*STEPS[2:]},
+        }
         return [command for command, folders in wanted.items() if touched & folders]
 
 

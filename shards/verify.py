@@ -12,6 +12,8 @@ from pathlib import Path
 from shards.files import TEMPORARY, checked_key, group_members, read_json_lines, sha256_of
 from shards.markers import MARKER_SUFFIX, REJECTS_SUFFIX, FileState, marker_path, read_marker, rejects_path
 
+STRAY = "a stray temporary file"
+
 
 @dataclass(frozen=True)
 class Fault:
@@ -43,8 +45,8 @@ def shard_faults(run: Path, wanted: Callable[[str, int], bool] = lambda stage, i
     `wanted` says of a folder, by its path in the run, and a number whether that shard is looked at.
     """
     faults, shards = [], []
-    for path in sorted(run.rglob(f"*{TEMPORARY}*")):
-        faults.append(Fault(path, "a stray temporary file"))
+    for path in sorted([*run.rglob(f"*{TEMPORARY}*"), *run.rglob("*.partial")]):
+        faults.append(Fault(path, STRAY))
     for shard in _shards(run):
         if wanted(shard.parent.relative_to(run).as_posix(), int(shard.name.partition(".")[0])):
             shards.append(shard)

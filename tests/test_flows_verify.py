@@ -99,6 +99,7 @@ DAMAGE: dict[str, tuple[str, Callable[[Path], object], str, list[str]]] = {
     "empty marker": ("gates/00001.done.json", lambda path: os.truncate(path, 0), "empty", ["gates/00001"]),
     "edited marker": ("images/00000.done.json", edit_marker, "altered: 8 in, 9 out, 0 rejected", ["images/00000"]),
     "stray": ("masks/00000.tar.tmp-1-0a", lambda path: path.write_bytes(b"x"), "a stray temporary file", []),
+    "partial": ("config.json.partial", lambda path: path.write_bytes(b"x"), "a stray temporary file", []),
     "card": ("triplets/README.md", lambda path: path.write_text("mine"), "cut short: 4 of", []),
 }
 
@@ -147,6 +148,9 @@ def test_what_is_not_made_yet_and_what_is_too_much(profile: Profile, run: Path) 
         path.unlink()
     assert Verification(run).lines == ["triplets: 1 shard (00001) to make: not made yet"]
     build(profile, run)
+    (run / "triplets" / "done.json").unlink()
+    assert Verification(run).lines == ["dataset card: not finished"]
+    assert build(profile, run) == []
     smaller = profile.model_copy(update={"dataset": profile.dataset.model_copy(update={"shards": 1})})
     record_configuration(run, smaller)
     (line,) = Verification(run).lines
