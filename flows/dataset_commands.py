@@ -35,14 +35,15 @@ def import_dataset(
     from flows.settings import parse_settings
     from shards.imports import import_shards
 
-    config = load_profile(profile, parse_settings(settings or [])).dataset
+    chosen = load_profile(profile, parse_settings(settings or []))
+    config = chosen.dataset
     with locked(run):
         paths = import_shards(sources, layout, run, config.captions_per_shard, _progress("imported", "records"))
         if layout == "pairs":
             from datagen.imported import ImportedImages
 
             ImportedImages(config, run).make_triplets(len(paths), lambda stage, *at: _progress(stage, "shards")(*at))
-        describe(run)
+        describe(run, chosen if layout == "pairs" else None)
         _tell_accounts(run)
 
 
@@ -74,11 +75,8 @@ def export(
 
     Example: dreamcache export runs/demo exports/demo --push someone/subject-triplets
     """
-    from flows.describe import describe
     from shards.export import export_dataset
 
-    if not (run / "triplets" / "README.md").is_file():
-        describe(run)
     export_dataset(run, folder, _progress("exported", "shards"))
     print(f"{folder}: a dataset with its card")
     if push is not None:

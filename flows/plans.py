@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 from collections import Counter
@@ -89,8 +90,10 @@ def _model_terms(profile: Profile) -> dict[str, str]:
             if role == "taxonomy":
                 continue
             ours = Path(location).is_relative_to(miniature_checkpoints())
-            if (text := "Apache-2.0, trained by this project" if ours else model_terms(location)) is not None:
-                terms[model_identity(location, role)] = text
+            text = "Apache-2.0, trained by this project" if ours else model_terms(location)
+            with contextlib.suppress(FileNotFoundError):  # an import of pairs needs but some of the models
+                if text is not None:
+                    terms[model_identity(location, role)] = text
     return terms
 
 

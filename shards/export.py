@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from collections.abc import Callable
@@ -19,11 +20,14 @@ def export_dataset(run: Path, folder: Path, report: Callable[[int, int], None]) 
     """Copy a run's triplet shards and what describes them into a folder that `datasets.load_dataset(folder)` reads.
 
     What is there already, byte for byte, is not copied again; shards that are no part of the dataset any more are
-    removed. Raises FileNotFoundError for a run without triplets or card, and ValueError for a torn shard and for a
-    folder that holds something else.
+    removed. Raises FileNotFoundError for a run without triplets or card, and ValueError for a torn shard, a card
+    of other shards, and a folder that holds something else.
     """
     paths = triplet_paths(run)
     described = {name: (run / "triplets" / name).read_bytes() for name in DESCRIPTION}
+    listed = [(shard["name"], shard["sha256"]) for shard in json.loads(described["index.json"])["shards"]]
+    if listed != [(path.name, checked_marker(path).shard.sha256) for path in paths]:
+        raise ValueError(f"{run}: its card describes other shards than are there; let its build come to its end first")
     names = {path.name for path in paths}
     folder.mkdir(parents=True, exist_ok=True)
     others = {path.name for path in folder.iterdir()} - names - set(DESCRIPTION)

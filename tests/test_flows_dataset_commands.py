@@ -92,6 +92,7 @@ def renamed(triplet: Triplet, key: str) -> Triplet:
 def test_an_export_is_a_dataset_that_strangers_read(tmp_path: Path) -> None:
     run, folder = tmp_path / "run", tmp_path / "export"
     paths = write_tiny_triplets(run, shards=2, triplets_a_shard=3)
+    describe(run)
     export(run, folder)
     assert sorted(path.name for path in folder.iterdir()) == ["00000.tar", "00001.tar", *sorted(FILES)]
     front = yaml.safe_load((folder / "README.md").read_text().split("---\n")[1])
@@ -106,6 +107,8 @@ def test_an_export_is_a_dataset_that_strangers_read(tmp_path: Path) -> None:
     assert (folder / "00000.tar").stat().st_mtime_ns == time
     assert (folder / "00001.tar").read_bytes() == paths[1].read_bytes()
     marker_path(paths[1]).unlink()
+    with pytest.raises(ValueError, match="its card describes other shards than are there"):
+        export(run, folder)
     describe(run)
     export(run, folder)
     assert not (folder / "00001.tar").exists()
