@@ -38,11 +38,11 @@ def import_dataset(
     chosen = load_profile(profile, parse_settings(settings or []))
     config = chosen.dataset
     with locked(run):
-        paths = import_shards(sources, layout, run, config.captions_per_shard, _progress("imported", "records"))
+        paths = import_shards(sources, layout, run, config.captions_per_shard, _Progress("imported", "records"))
         if layout == "pairs":
             from datagen.imported import ImportedImages
 
-            ImportedImages(config, run).make_triplets(len(paths), lambda stage, *at: _progress(stage, "shards")(*at))
+            ImportedImages(config, run).make_triplets(len(paths), lambda stage, *at: _Progress(stage, "shards")(*at))
         describe(run, chosen if layout == "pairs" else None)
         _tell_accounts(run)
 
@@ -59,7 +59,7 @@ def merge(
     from shards.merge import merge_runs
 
     with locked(run):
-        merge_runs(runs, run, _progress("merged", "shards"))
+        merge_runs(runs, run, _Progress("merged", "shards"))
         describe(run)
         _tell_accounts(run)
 
@@ -77,7 +77,7 @@ def export(
     """
     from shards.export import export_dataset
 
-    export_dataset(run, folder, _progress("exported", "shards"))
+    export_dataset(run, folder, _Progress("exported", "shards"))
     print(f"{folder}: a dataset with its card")
     if push is not None:
         from huggingface_hub import HfApi
@@ -122,7 +122,7 @@ def _tell_accounts(run: Path) -> None:
     print(f"{run / 'triplets'}: {statistics['triplets']} triplets in {statistics['shards']} shards")
 
 
-class _progress:
+class _Progress:
     """Says how far a command is, every ten seconds at most."""
 
     def __init__(self, verb: str, unit: str) -> None:
