@@ -56,11 +56,9 @@ class AdapterSet(nn.Module):
 
     def cache_settings(self, subjects: str | Sequence[str] = "") -> dict[str, Any]:
         """What `cache_reference` is to be told for these adapters; `subjects` is the references' noun, or one each."""
-        prompt: str | list[str] = self.config.cache_prompt
-        if isinstance(subjects, str):
-            prompt = prompt.replace("{subject}", subjects)
-        else:
-            prompt = [prompt.replace("{subject}", subject) for subject in subjects]
+        nouns = [subjects] if isinstance(subjects, str) else subjects
+        prompts = [self.config.cache_prompt.replace("{subject}", noun) for noun in nouns]
+        prompt = prompts[0] if isinstance(subjects, str) else prompts
         return {"layers": self.cached_layers, "prompt": prompt, "timestep": self.config.cache_timestep}
 
     def __getitem__(self, layer: str) -> ConditioningAdapter:

@@ -15,7 +15,9 @@ from prefect.states import Completed, State
 
 from datagen.block import Block
 from datagen.dataset import STAGES, Dataset, DatasetConfig
+from datagen.estimate import duration, estimate
 from flows.artifacts import Progress, accounts_artifact, pictures_artifact
+from flows.describe import describe
 from flows.lock import locked
 from flows.profiles import load_profile, record_configuration
 from shards.markers import Marker
@@ -41,6 +43,8 @@ def build_dataset(
     with locked(folder):
         record_configuration(folder, chosen)
         build(chosen.dataset, folder)
+        if describe(folder, chosen):
+            log.info("dataset: described in %s", folder / "triplets" / "README.md")
     return str(folder / "triplets")
 
 
@@ -58,6 +62,9 @@ def build(config: DatasetConfig, run: Path) -> list[Path]:
             dataset.check_survivors(stage, indices)
         block.release()
         built += indices
+        if (left := sum(line.seconds_left for line in estimate(dataset))) > 0:
+            accepted = sum(dataset.records_out("triplets", built))
+            log.info("dataset: %d triplets so far, about %s left", accepted, duration(left))
     dataset.leave_out_surplus(len(built))
     accounts_artifact("dataset-accounts", {stage: dataset.markers(stage, built) for stage in STAGES})
     paths = [dataset.path("triplets", index) for index in built]

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
-import logging
-import os
-import re
 import sys
 import time
 from collections.abc import Callable
@@ -14,7 +12,10 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
-from flows.profiles import Profile, load_profile
+from flows.dataset_commands import DATASET_COMMANDS
+from flows.messages import quiet_libraries
+from flows.profiles import Profile, changed_settings, load_profile
+from flows.run_commands import RUN_COMMANDS
 from flows.settings import parse_settings
 
 app = typer.Typer(
@@ -110,26 +111,6 @@ def evaluate(
 
 
 @app.command()
-def compare(
-    first: Annotated[Path, typer.Argument(help="an evaluation's folder, or a run folder")],
-    second: Annotated[Path, typer.Argument(help="another one, of the same benchmark and protocol")],
-    variant: Annotated[str | None, typer.Option(help="which of their images, by default the adapters'")] = None,
-    debug: DebugOption = False,
-) -> None:
-    """Print the paired differences of two evaluations' scores, first minus second, with 95% intervals.
-
-    Example: dreamcache compare runs/mine runs/mine/evaluation-of-elite
-    """
-
-    def difference() -> None:
-        from flows.score_tables import compared
-
-        print(compared(first, second, variant))
-
-    _or_one_line(difference, debug)
-
-
-@app.command()
 def report(
     profile: ProfileOption = "miniature",
     run: RunOption = None,
@@ -150,50 +131,67 @@ def report(
     _or_one_line(write, debug)
 
 
-@app.command("attention-map")
-def attention_map(
-    reference: Annotated[list[Path], typer.Option(help="RGBA cut-out or image on white; several show one subject")],
-    prompt: Annotated[str, typer.Option(help="the text of the image")],
-    box: Annotated[str, typer.Option(help="left,top,right,bottom in the image's pixels, or x,y for one pixel")],
-    out: Annotated[Path, typer.Option(help="the folder to write image.png, maps.png and maps.npz into")],
-    adapters: Annotated[Path | None, typer.Option(help="their folder [default: RUN/training/adapters]")] = None,
-    seed: Annotated[int, typer.Option(help="the image's seed")] = 0,
+@app.command()
+def estimate(
     profile: ProfileOption = "miniature",
     run: RunOption = None,
     settings: SetOption = None,
     debug: DebugOption = False,
 ) -> None:
-    """Sample an image, and show where in the reference a box of it looks, at each layer.
+    """Say what a dataset will take, stage by stage, from its finished shards; without one, the first is made.
 
-    Example: dreamcache attention-map --run runs/demo --reference teapot.png --prompt "a teapot on a beach"
-    --box 40,40,90,90 --out attention
+    Example: dreamcache estimate --profile full --run runs/big --set target_triplets=400000
     """
-    chosen, folder, _ = _configuration(profile, run, settings)
+    chosen, folder, changed = _configuration(profile, run, settings)
 
-    def write() -> None:
-        numbers = [int(number) for number in box.split(",")] if re.fullmatch(r"\d+(,\d+){1,3}", box) else []
-        if len(numbers) not in (2, 4):
-            raise ValueError(f"--box {box!r} is neither left,top,right,bottom nor x,y, in whole pixels")
-        left, top, right, bottom = numbers if len(numbers) == 4 else (*numbers, numbers[0] + 1, numbers[1] + 1)
-        import torch
-        from PIL import Image
+    def tell() -> None:
+        from datagen import estimate as reckoning
+        from datagen.dataset import Dataset
 
-        from dreamcache import AdapterSet, load_backbone
-        from dreamcache.attention_maps import write_attention_maps
+        dataset = Dataset(chosen.dataset, folder)
+        if not dataset.markers("triplets", [0]):
+            first = {"shards": 1, "target_triplets": None}
+            _run_flow("build-dataset", profile, folder, changed | first, debug)
+        print(reckoning.table(reckoning.estimate(dataset)))
 
-        backbone = load_backbone(chosen.backbone, device="cuda" if torch.cuda.is_available() else "cpu")
-        adapter_set = AdapterSet.from_pretrained(adapters or folder / "training" / "adapters", backbone)
-        references = [Image.open(path) for path in reference]
-        sampling = chosen.evaluation.sampling
-        shares = write_attention_maps(
-            out, backbone, adapter_set, references, prompt, (left, top, right, bottom), sampling, seed
-        )
-        print("share of the box's attention that the reference's subject gets, and its share of the area:")
-        for layer, (attention, area) in shares.items():
-            print(f"  {layer:26} {attention:6.1%} {area:6.1%}")
-        print(f"Maps: {out / 'maps.png'}")
+    _or_one_line(tell, debug)
 
-    _or_one_line(write, debug)
+
+@app.command()
+def verify(
+    run: Annotated[Path, typer.Argument(help="the run folder")],
+    repair: Annotated[bool, typer.Option("--repair", help="make again what is wrong, and nothing else")] = False,
+    debug: DebugOption = False,
+) -> None:
+    """Check every marker, checksum, count and key of a run; what is wrong is named, one line each, with exit code 1.
+
+    Example: dreamcache verify runs/demo --repair
+    """
+    if not run.is_dir():
+        _fail(f"there is no run folder {run}", 2)
+
+    def check() -> None:
+        from flows.verify import verify_run
+
+        def make_again(command: str, made: Profile) -> None:
+            _run_flow(command, made.name, run, changed_settings(made), debug)
+
+        if not verify_run(run, make_again if repair else None):
+            raise SystemExit(1)
+
+    _or_one_line(check, debug)
+
+
+def _add_plain_command(name: str, action: Callable[..., None]) -> None:
+    @functools.wraps(action)
+    def command(*arguments: Any, **options: Any) -> None:
+        _or_one_line(lambda: action(*arguments, **options), debug=False)
+
+    app.command(name)(command)
+
+
+for _name, _action in (*DATASET_COMMANDS, *RUN_COMMANDS):
+    _add_plain_command(_name, _action)
 
 
 def _configuration(profile: str, run: Path | None, settings: list[str] | None) -> tuple[Profile, Path, dict[str, Any]]:
@@ -229,8 +227,8 @@ def _plan_then_run(
 def _score_images(
     profile: Profile, run: Path, settings: dict[str, Any], images: Path | None, name: str, debug: bool
 ) -> None:
+    from flows.evaluation_plans import remaining_scores, scores_folder
     from flows.lock import locked
-    from flows.plans import remaining_scores, scores_folder
     from flows.score_tables import calibration_table, recomputed
 
     folder, reasons = scores_folder(run, images, name), remaining_scores(profile, run, images, name)
@@ -240,16 +238,13 @@ def _score_images(
         print("\n".join(["To do:", *reasons]), flush=True)
         more = {"images": None if images is None else str(images), "name": name}
         _run_flow("evaluate", profile.name, run, settings, debug, **more)
-    if images is None:
-        print(calibration_table(folder, profile.dino, profile.clip))
-    else:
-        print(recomputed(folder)[0])
+    print(recomputed(folder)[0] if images else calibration_table(folder, profile.dino, profile.clip))
     print(f"Rows: {folder}")
 
 
 def _run_flow(command: str, profile: str, run: Path, settings: dict[str, Any], debug: bool, **more: Any) -> None:
     started = time.monotonic()
-    _quiet_libraries(debug)
+    quiet_libraries(debug)
     from flows.server import prefect_server
 
     with prefect_server(run / "prefect", meanwhile=_flows):
@@ -265,7 +260,6 @@ def _flows() -> dict[str, Callable[..., Any]]:
     from flows.train_adapters import train_adapters as train
 
     importlib.import_module("diffusers")  # with torch, seconds that would be spent later anyway
-
     return {
         "run": dreamcache_pipeline,
         "build-dataset": build,
@@ -273,23 +267,6 @@ def _flows() -> dict[str, Callable[..., Any]]:
         "evaluate-adapters": evaluate_adapters,
         "evaluate": evaluate_images,
     }
-
-
-def _quiet_libraries(debug: bool) -> None:
-    """Our own log lines on standard output; of the libraries, errors alone, or with --debug everything."""
-    os.environ.setdefault("PREFECT_LOGGING_EXTRA_LOGGERS", "flows")  # so that the UI shows our lines too
-    os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "DEBUG" if debug else "CRITICAL")
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    os.environ.setdefault("TQDM_DISABLE", "1")
-    import prefect.main  # noqa: F401  (sets up logging once; our handler is added to what it sets)
-
-    handler = logging.StreamHandler(sys.stdout)
-    handler.setFormatter(logging.Formatter("%(asctime)s  %(message)s", "%H:%M:%S"))
-    logger = logging.getLogger("flows")
-    logger.setLevel(logging.INFO)
-    logger.addHandler(handler)
 
 
 def _or_one_line(action: Callable[[], None], debug: bool) -> None:

@@ -14,17 +14,9 @@ from prefect.cache_policies import NO_CACHE
 from prefect.states import Completed, State
 
 from flows.evaluation import make_evaluation
+from flows.evaluation_plans import COMPARED, TRAINED, adapters_folder, benchmark_step, evaluation_of, evaluations
 from flows.lock import locked
-from flows.plans import (
-    COMPARED,
-    TRAINED,
-    adapters_folder,
-    benchmark_step,
-    check_inputs,
-    evaluation_of,
-    evaluation_step,
-    evaluations,
-)
+from flows.plans import check_inputs, evaluation_step
 from flows.profiles import DrawnBenchmark, Profile, load_profile, record_configuration
 from shards.processes import end_with_parent
 from shards.triplets import TripletShards, triplet_paths

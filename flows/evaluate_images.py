@@ -9,8 +9,8 @@ from prefect import flow
 
 from flows.evaluate_adapters import draw_benchmark
 from flows.evaluation import make_evaluation
+from flows.evaluation_plans import calibration, given_evaluation, scored_step
 from flows.lock import locked
-from flows.plans import calibration, given_evaluation, scored_step
 from flows.profiles import DrawnBenchmark, load_profile
 
 

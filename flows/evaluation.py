@@ -11,7 +11,7 @@ from typing import Any
 from datagen.masks import MasksConfig
 from dreamcache.dreambooth.evaluation import Evaluation
 from flows.artifacts import Progress, table_artifact
-from flows.plans import scored_step
+from flows.evaluation_plans import scored_step
 from flows.profiles import Profile
 from flows.score_tables import estimate_cells
 
@@ -70,7 +70,7 @@ def _make_masks(evaluation: Evaluation, config: MasksConfig, name: str, real: bo
     from datagen import masks
     from dreamcache.dreambooth.masked import write_pictures
 
-    boxes, cutter = masks.TransformersBoxFinder(config), masks.TransformersMaskCutter(config)
+    boxes, cutter = masks.load_engines(config)
     with Progress(f"{name} masks", len(waiting), "shards") as progress:
         for done, (variant, subject) in enumerate(waiting, start=1):
             if evaluation.picture_plan(variant, subject).state() != "done":

@@ -2,44 +2,33 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
-import json
-import re
-from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from datagen.dataset import Dataset, explained
+from datagen.dataset import STAGES, Dataset, explained
 from datagen.identity import model_identity
-from datagen.masks import MASKS_VERSION
+from datagen.licences import model_terms
 from dreamcache.dreambooth.cases import load_benchmark
-from dreamcache.dreambooth.evaluation import Evaluation
-from dreamcache.dreambooth.given import given_images
-from dreamcache.dreambooth.models import model_identity as embedder_identity
+from flows.evaluation_plans import (
+    EVALUATION_VERSION,
+    benchmark_step,
+    embedder_models,
+    evaluation_of,
+    evaluations,
+    scored_step,
+    shard_changes,
+)
 from flows.profiles import DrawnBenchmark, Profile, miniature_checkpoints
-from flows.steps import Step
+from flows.steps import Step, recipe
 from shards.markers import Marker, checked_marker, read_marker
-from shards.stage import StageSpec
 from shards.triplets import triplet_paths
 
+DESCRIPTION_VERSION = 1
 TRAINING_VERSION = 1
-BENCHMARK_VERSION = 1
-EVALUATION_VERSION = 2
 REPORT_VERSION = 2
-
-# The folders of a run's evaluations: of the adapters just trained, of those that the profile compares them with, of a
-# sweep's points, of images that were given, and of the real ones. They share their shards of real images.
-TRAINED, COMPARED, SWEEP, GIVEN = "evaluation", "evaluation-compared", "sweep/", "evaluation-of-"
-CALIBRATION, REAL = "calibration", "real"
-
-
-def recipe(
-    version: int, settings: Mapping[str, Any], models: Mapping[str, str], inputs: Mapping[str, Any]
-) -> dict[str, Any]:
-    """A step's recipe in the form in which it is read back from a marker."""
-    content = {"version": version, "settings": settings, "models": models, "inputs": inputs}
-    return dict(json.loads(json.dumps(content)))
 
 
 def training_step(profile: Profile, run: Path) -> Step:
@@ -66,110 +55,39 @@ def _is_outdated(marker: Marker, run: Path) -> bool:
     return any(now is not None and now.shard.sha256 != sha256 for now, sha256 in inputs)
 
 
-def adapters_folder(run: Path) -> Path:
-    """Where a run's trained adapters lie."""
-    return run / "training" / "adapters"
+def description_step(run: Path, profile: Profile | None = None) -> Step:
+    """The statistics, index and card beside a run's triplets: all markers' checksums, and the terms of the models."""
+    inputs: dict[str, Any] = {}
+    missing: tuple[str, ...] = ()
+    try:
+        for stage, markers in dataset_markers(run, triplet_paths(run)).items():
+            inputs |= {f"{stage}/{name}": f"{m.shard.sha256} {m.rejects.sha256}" for name, m in markers.items()}
+    except FileNotFoundError:
+        missing = ("the dataset",)
+    terms = {} if profile is None else _model_terms(profile)
+    return Step("dataset card", run / "triplets", recipe(DESCRIPTION_VERSION, {}, terms, inputs), missing)
 
 
-def benchmark_step(drawn: DrawnBenchmark, run: Path) -> Step:
-    """The miniature's benchmark: its size, and the code that draws it."""
-    code = hashlib.sha256()
-    for path in sorted(miniature_checkpoints().parent.glob("*.py")):
-        code.update(path.read_bytes())
-    models = {"drawing": code.hexdigest()}
-    return Step("benchmark", run / "benchmark", recipe(BENCHMARK_VERSION, drawn.model_dump(), models, {}))
+def dataset_markers(run: Path, paths: Sequence[Path]) -> dict[str, dict[str, Marker]]:
+    """The markers, by stage and number, of triplet shards and of the shards that they were made from."""
+    found = {stage: {path.stem: read_marker(run / stage / path.name) for path in paths} for stage in STAGES}
+    present = {stage: {name: m for name, m in markers.items() if m is not None} for stage, markers in found.items()}
+    return {stage: markers for stage, markers in present.items() if markers}
 
 
-def benchmark_folder(profile: Profile, run: Path) -> Path:
-    """Where the benchmark of a run lies: the profile's folder, or the drawn one in the run folder."""
-    drawn = isinstance(profile.benchmark, DrawnBenchmark)
-    return run / "benchmark" / "images" if drawn else Path(str(profile.benchmark)).expanduser()
-
-
-def evaluation_of(profile: Profile, run: Path, name: str) -> Evaluation:
-    """One of the evaluations of `evaluations`; the benchmark and the adapters must be there.
-
-    That of the compared adapters leaves out what the first has sampled already: the images that need no adapters.
-    """
-    config, adapters = profile.evaluation, adapters_folder(run)
-    if name == COMPARED:
-        assert profile.compare_with is not None
-        adapters = Path(profile.compare_with)
-        variants = tuple(variant for variant in config.variants if variant in ("adapters", "wrong-reference"))
-        config = config.model_copy(update={"variants": variants})
-    elif name.startswith(SWEEP):
-        config = profile.sweep.configured(config, name.removeprefix(SWEEP))
-    benchmark = load_benchmark(benchmark_folder(profile, run))
-    models = {
-        "backbone": model_identity(profile.backbone, "backbone"),
-        "adapters": model_identity(str(adapters), "adapters"),
-        **_embedders(profile),
-    }
-    if "ip-adapter" in config.variants:
-        if profile.ip_adapter is None:
-            raise ValueError("the variant ip-adapter needs one: --set ip_adapter=h94/IP-Adapter, or its local folder")
-        models["ip_adapter"] = model_identity(profile.ip_adapter, "ip_adapter")
-    unmasked = not all(subject.mask(image) for subject in benchmark.subjects for image in subject.images)
-    stage = _mask_stage(profile) if config.masked_metrics or unmasked else None
-    return Evaluation(run / name, benchmark, config, models, stage, real_folder=run / REAL)
-
-
-def given_evaluation(profile: Profile, run: Path, name: str, images: Path) -> Evaluation:
-    """The evaluation of a folder's images; raises for a folder that does not hold the very images of the cases."""
-    config = profile.evaluation.model_copy(update={"variants": ("given",)})
-    benchmark = load_benchmark(benchmark_folder(profile, run))
-    given = given_images(
-        images, benchmark.cases(config.images_per_prompt, config.seed, config.subjects, config.prompts)
-    )
-    stage = _mask_stage(profile) if config.masked_metrics else None
-    folder = scores_folder(run, images, name)
-    return Evaluation(folder, benchmark, config, _embedders(profile), stage, given, run / REAL)
-
-
-def scores_folder(run: Path, images: Path | None, name: str) -> Path:
-    """Where the scores of a folder's images lie in a run folder, or those of the real images for None.
-
-    Raises ValueError for a name that is no plain folder's name.
-    """
-    if not re.fullmatch(r"[0-9A-Za-z_-]+", name):
-        raise ValueError(f"the name {name!r} is not made of letters, digits, _ and -: give another by --name")
-    return run / (CALIBRATION if images is None else f"{GIVEN}{name}")
-
-
-def remaining_scores(profile: Profile, run: Path, images: Path | None, name: str) -> list[str]:
-    """What scoring a folder's images, or the real ones for None, would do and why; empty if it is up to date."""
-    label = scores_folder(run, images, name).name
-    _embedders(profile)  # a missing model is named before anything is drawn
-    if isinstance(profile.benchmark, DrawnBenchmark) and benchmark_step(profile.benchmark, run).changes():
-        return [f"{label}: after the benchmark"]
-    evaluation = calibration(profile, run) if images is None else given_evaluation(profile, run, name, images)
-    step = scored_step(evaluation, label)
-    return shard_changes(evaluation, label) if step.missing else step.changes()
-
-
-def calibration(profile: Profile, run: Path) -> Evaluation:
-    """The evaluation of the benchmark's real images alone, of all subjects."""
-    config = profile.evaluation.model_copy(update={"variants": (), "subjects": None, "masked_metrics": False})
-    benchmark = load_benchmark(benchmark_folder(profile, run))
-    return Evaluation(run / CALIBRATION, benchmark, config, _embedders(profile), real_folder=run / REAL)
-
-
-def _embedders(profile: Profile) -> dict[str, str]:
-    extra = {} if profile.dinov2 is None else {"dinov2": embedder_identity(profile.dinov2)}
-    return {"dino": embedder_identity(profile.dino), "clip": embedder_identity(profile.clip), **extra}
-
-
-def _mask_stage(profile: Profile) -> StageSpec:
-    """The dataset's mask stage, for the benchmark's images and those sampled for it."""
-    config = profile.dataset.masks
-    models = {role: model_identity(place, f"masks.{role}") for role, place in config.locations().items()}
-    return StageSpec("masks", MASKS_VERSION, config.content(), models, ".tar")
-
-
-def evaluations(profile: Profile) -> list[str]:
-    """The names of a profile's evaluations."""
-    compared = [] if profile.compare_with is None else [COMPARED]
-    return [TRAINED, *compared, *(f"{SWEEP}{point}" for point in profile.sweep.points())]
+def _model_terms(profile: Profile) -> dict[str, str]:
+    """Model identity -> terms of use, of the models that make a profile's dataset."""
+    terms = {}
+    for config in (profile.dataset.captions, profile.dataset.images, profile.dataset.masks):
+        for role, location in config.locations().items():
+            if role == "taxonomy":
+                continue
+            ours = Path(location).is_relative_to(miniature_checkpoints())
+            text = "Apache-2.0, trained by this project" if ours else model_terms(location)
+            with contextlib.suppress(FileNotFoundError):  # an import of pairs needs but some of the models
+                if text is not None:
+                    terms[model_identity(location, role)] = text
+    return terms
 
 
 def evaluation_step(profile: Profile, run: Path, name: str) -> Step:
@@ -182,18 +100,6 @@ def evaluation_step(profile: Profile, run: Path, name: str) -> Step:
     if missing:
         return Step(name, run / name, recipe(EVALUATION_VERSION, {}, {}, {}), tuple(missing))
     return scored_step(evaluation_of(profile, run, name), name)
-
-
-def scored_step(evaluation: Evaluation, name: str) -> Step:
-    """The rows and the summary of an evaluation, and whether all of its shards are up to date."""
-    embedded = {}
-    for plan in evaluation.plans():
-        if plan.changes():
-            return Step(name, evaluation.folder, recipe(EVALUATION_VERSION, {}, {}, {}), (plan.name,))
-    for plan in evaluation.score_plans():
-        embedded[f"{plan.spec.name}/{plan.index:05d}"] = checked_marker(plan.path).shard.sha256
-    settings = evaluation.config.model_dump(mode="json")
-    return Step(name, evaluation.folder, recipe(EVALUATION_VERSION, settings, evaluation.models, embedded))
 
 
 def report_digest(profile: Profile, run: Path) -> str:
@@ -221,12 +127,14 @@ def pending(command: str, profile: Profile, run: Path) -> list[str]:
     lines: list[str] = []
     if command in ("run", "build-dataset"):
         lines += explained(Dataset(profile.dataset, run).remaining())
+    undescribed = [] if lines or command not in ("run", "build-dataset") else description_step(run, profile).changes()
     if command in ("run", "train-adapters"):
         lines += ["training: after the dataset"] if lines else training_step(profile, run).changes()
     if command in ("run", "evaluate-adapters"):
         untrained = bool(lines)
         for name in evaluations(profile):
             lines += [f"{name}: after the training"] if untrained else evaluation_changes(profile, run, name)
+    lines += undescribed
     if command == "run" and (lines or not report_is_current(profile, run)):
         lines.append("report: after the evaluation" if lines else "report: to write")
     return lines
@@ -243,7 +151,7 @@ def check_inputs(command: str, profile: Profile, run: Path) -> None:
 def check_models(profile: Profile) -> None:
     """Raise FileNotFoundError for a model or a benchmark that only a late step would miss."""
     model_identity(profile.backbone, "backbone")
-    _embedders(profile)
+    embedder_models(profile)
     if profile.compare_with is not None:
         model_identity(profile.compare_with, "compare_with")
     if isinstance(profile.benchmark, str):
@@ -256,14 +164,3 @@ def evaluation_changes(profile: Profile, run: Path, name: str) -> list[str]:
     if not step.missing or "/" not in step.missing[0]:
         return step.changes()
     return shard_changes(evaluation_of(profile, run, name), name)
-
-
-def shard_changes(evaluation: Evaluation, name: str) -> list[str]:
-    """Why an evaluation's shards have to be made, counted by cause."""
-    counts: Counter[str] = Counter()
-    for plan in evaluation.plans():
-        # What is said of a shard itself; that its input is about to change is no cause of its own.
-        own = [line for line in plan.changes() if " input " not in line and ".inputs." not in line]
-        for line in own:
-            counts[line.removeprefix(f"{plan.spec.name}.").removeprefix(f"{plan.name}: ")] += 1
-    return [f"{name}: {count} shard{'s' if count > 1 else ''} to make: {cause}" for cause, count in counts.items()]

@@ -10,7 +10,7 @@ from typing import Any
 from dreamcache.dreambooth.scoring import ROWS, SUMMARY
 from dreamcache.dreambooth.summary import METRICS, Row, compare, prompt_name
 from flows.charts import Line, line_chart
-from flows.plans import COMPARED, GIVEN, SWEEP, TRAINED
+from flows.evaluation_plans import COMPARED, GIVEN, SWEEP, TRAINED
 from flows.profiles import Profile
 from flows.report_training import current_evaluations
 from flows.score_tables import METRIC_NAMES

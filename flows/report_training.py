@@ -13,8 +13,9 @@ from PIL import Image
 from dreamcache.dreambooth.config import Variant
 from dreamcache.dreambooth.evaluation import Evaluation
 from flows.charts import Line, line_chart, running_mean
+from flows.evaluation_plans import COMPARED, TRAINED, evaluation_of, evaluations
 from flows.pictures import data_uri
-from flows.plans import COMPARED, TRAINED, evaluation_of, evaluation_step, evaluations
+from flows.plans import evaluation_step
 from flows.profiles import Profile
 from shards.files import read_tar_records
 

@@ -95,6 +95,14 @@ class Step:
         write_exclusively(self.folder / MARKER, _json(content))
 
 
+def recipe(
+    version: int, settings: Mapping[str, Any], models: Mapping[str, str], inputs: Mapping[str, Any]
+) -> dict[str, Any]:
+    """A step's recipe in the form in which it is read back from a marker."""
+    content = {"version": version, "settings": settings, "models": models, "inputs": inputs}
+    return dict(json.loads(json.dumps(content)))
+
+
 def _json(content: Mapping[str, Any]) -> bytes:
     return json.dumps(content, indent=1, sort_keys=True, default=str).encode() + b"\n"
 

@@ -111,6 +111,17 @@ def write_exclusively(path: Path, content: bytes) -> bool:
     return True
 
 
+def replace_file(path: Path, content: bytes) -> None:
+    """Write a file whole, in the place of what was there: after a kill it is the old one or the new one."""
+    temporary = temporary_beside(path)
+    with temporary.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+    sync_folder(path.parent)
+
+
 class HashingFile:
     """A file opened for writing that counts and hashes what passes, so that no shard is read again for its checksum."""
 

@@ -103,7 +103,8 @@ def generate_shard(
             images = sample_ip_adapter(ip_adapter, shown, prompts, config, seeds, batch_size)
         else:
             used, cache = None, None
-            if (whose := evaluation.shown(variant, subject)) is not None and adapters is not None:
+            whose = evaluation.shown(variant, subject)
+            if whose is not None and shown is not None and adapters is not None:
                 used, cache = adapters, cache_reference(backbone, shown, **adapters.cache_settings(whose.class_word))
             images = sample_images(backbone, used, cache, prompts, config, seeds=seeds, batch_size=batch_size)
         for case, image in zip(cases, images, strict=True):

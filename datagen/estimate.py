@@ -1,0 +1,69 @@
+"""What a dataset will take, reckoned from the shards that were made: records, seconds and bytes of every stage."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from datagen.dataset import STAGES, Dataset
+from shards.markers import MARKER_SUFFIX
+
+MEASURED = 64
+
+
+@dataclass(frozen=True)
+class StageEstimate:
+    """A stage of the whole dataset: records that enter it, seconds of its work, bytes it leaves; and what is done."""
+
+    stage: str
+    records: int
+    seconds: float
+    bytes: int
+    seconds_left: float
+
+
+def estimate(dataset: Dataset) -> list[StageEstimate]:
+    """The stages of the configured dataset, reckoned from its finished shards.
+
+    Every shard counts as the mean of the first `MEASURED` of these, loading of models aside; with a target, as many
+    shards are reckoned as it takes at their rate of acceptance. Raises ValueError where no shard is
+    finished or no triplet was accepted.
+    """
+    config = dataset.config
+    places = (dataset.run / "triplets").glob(f"[0-9][0-9][0-9][0-9][0-9]{MARKER_SUFFIX}")
+    done = sorted(int(path.name[:5]) for path in places)
+    finished = done[:MEASURED]
+    if not finished:
+        raise ValueError(f"{dataset.run} holds no finished shard to reckon from")
+    accepted = sum(dataset.records_out("triplets", finished)) / len(finished)
+    shards = float(config.shards or 0)
+    if config.target_triplets is not None:
+        if not accepted:
+            raise ValueError(f"{dataset.run}: none of {len(finished)} shards gave a triplet: see their rejects")
+        needed = max(config.target_triplets / accepted, 1.0)
+        shards = needed if config.shards is None else min(needed, shards)
+    lines = []
+    for stage in STAGES:
+        markers = dataset.markers(stage, finished)
+        seconds = sum(marker.execution.get("seconds", 0.0) for marker in markers) / len(finished)
+        size = sum(marker.shard.bytes + marker.rejects.bytes for marker in markers) / len(finished)
+        records = sum(marker.records_in for marker in markers) / len(finished)
+        left = seconds * max(shards - len(done), 0)
+        lines.append(StageEstimate(stage, round(records * shards), seconds * shards, round(size * shards), left))
+    return lines
+
+
+def duration(seconds: float) -> str:
+    """Seconds as people say them: "40 s", "12 min", "3.5 h", "2.1 d"."""
+    for unit, size, digits in (("d", 86400, 1), ("h", 3600, 1), ("min", 60, 0)):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.{digits}f} {unit}"
+    return f"{seconds:.0f} s"
+
+
+def table(lines: list[StageEstimate]) -> str:
+    """An estimate as lines of text, with its sum."""
+    rows = [("stage", "records", "time", "disk")]
+    rows += [(line.stage, f"{line.records:,}", duration(line.seconds), f"{line.bytes / 1e9:.3f} GB") for line in lines]
+    seconds, size = sum(line.seconds for line in lines), sum(line.bytes for line in lines)
+    rows.append(("all", "", duration(seconds), f"{size / 1e9:.3f} GB"))
+    return "\n".join(f"{stage:<10}{records:>12}{time:>10}{disk:>14}" for stage, records, time, disk in rows)

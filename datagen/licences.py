@@ -1,0 +1,29 @@
+"""The terms under which models may be used, as a dataset's card has to say them."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+# By the beginning of a Hub name, the longest that fits.
+KNOWN_TERMS = {
+    "meta-llama/Llama-3.1": "Llama 3.1 Community License: built with Llama; models trained on its output are named so",
+    "meta-llama/Llama-3.2": "Llama 3.2 Community License: built with Llama; models trained on its output are named so",
+    "meta-llama/Llama-3.3": "Llama 3.3 Community License: built with Llama; models trained on its output are named so",
+    "stabilityai/stable-diffusion-xl": "CreativeML Open RAIL++-M: no use of the images may go against its restrictions",
+    "madebyollin/sdxl-vae-fp16-fix": "MIT",
+    "IDEA-Research/grounding-dino": "Apache-2.0",
+    "ShilongLiu/GroundingDINO": "Apache-2.0",
+    "facebook/sam-vit": "Apache-2.0",
+    "google/owl": "Apache-2.0",
+}
+
+
+def model_terms(location: str) -> str | None:
+    """The terms of a model by its Hub name, or by the card in its local folder; None where neither says them."""
+    card = Path(location).expanduser() / "README.md"
+    if card.is_file():
+        found = re.search(r"\A---\s.*?^license(?:_name)?:\s*(\S+)\s*$.*?^---\s*$", card.read_text("utf-8"), re.M | re.S)
+        return found[1] if found else None
+    fitting = [name for name in KNOWN_TERMS if location.startswith(name)]
+    return KNOWN_TERMS[max(fitting, key=len)] if fitting else None

@@ -1,0 +1,144 @@
+"""The commands of `dreamcache` that look at finished datasets, or make them of others; none of them runs a flow."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+RunOption = Annotated[Path, typer.Option("--run", "-r", help="the run folder to write")]
+Sources = Annotated[list[Path], typer.Argument(help="folders or uncompressed tars")]
+
+
+def import_dataset(
+    sources: Sources,
+    run: RunOption,
+    layout: Annotated[Literal["authors", "pairs", "triplets"], typer.Option(help="how the files are named")],
+    profile: Annotated[
+        str, typer.Option("--profile", "-p", help="whose models cut out the subjects of pairs")
+    ] = "full",
+    settings: Annotated[list[str] | None, typer.Option("--set", "-s", help="change a setting of the profile")] = None,
+) -> None:
+    """Bring another dataset into a run folder of its own; what cannot be taken is rejected under a reason.
+
+    authors: OBJECT/NAME_generation.png, NAME_caption.txt, NAME_mask.png. triplets: KEY.jpg, KEY.mask.png, KEY.json, as
+    exported. pairs: NAME.jpg or .png, two squares side by side, and NAME.json with the other columns of Subjects200K;
+    each image of a pair becomes a triplet, its subject cut out by the profile's models.
+
+    Example: dreamcache import-dataset downloads/train --layout authors --run runs/authors
+    """
+    from flows.describe import describe
+    from flows.lock import locked
+    from flows.profiles import load_profile
+    from flows.settings import parse_settings
+    from shards.imports import import_shards
+
+    chosen = load_profile(profile, parse_settings(settings or []))
+    config = chosen.dataset
+    with locked(run):
+        paths = import_shards(sources, layout, run, config.captions_per_shard, _Progress("imported", "records"))
+        if layout == "pairs":
+            from datagen.imported import ImportedImages
+
+            ImportedImages(config, run).make_triplets(len(paths), lambda stage, *at: _Progress(stage, "shards")(*at))
+        describe(run, chosen if layout == "pairs" else None)
+        _tell_accounts(run)
+
+
+def merge(
+    runs: Annotated[list[Path], typer.Argument(help="run folders with finished triplets")], run: RunOption
+) -> None:
+    """Bring the triplets of several runs into a run folder of their own, to train on all of them.
+
+    Example: dreamcache merge runs/one runs/two --run runs/both
+    """
+    from flows.describe import describe
+    from flows.lock import locked
+    from shards.merge import merge_runs
+
+    with locked(run):
+        merge_runs(runs, run, _Progress("merged", "shards"))
+        describe(run)
+        _tell_accounts(run)
+
+
+def export(
+    run: Annotated[Path, typer.Argument(help="a run folder with finished triplets")],
+    folder: Annotated[Path, typer.Argument(help="the folder to write")],
+    push: Annotated[str | None, typer.Option(help="upload to the Hub as this dataset, OWNER/NAME")] = None,
+) -> None:
+    """Write a run's triplets as a Hugging Face dataset: shards, index, statistics, card; and perhaps upload it.
+
+    A dataset that is new on the Hub starts private there. An upload that broke off goes on when it is started again.
+
+    Example: dreamcache export runs/demo exports/demo --push someone/subject-triplets
+    """
+    from shards.export import export_dataset
+
+    export_dataset(run, folder, _Progress("exported", "shards"))
+    print(f"{folder}: a dataset with its card")
+    if push is not None:
+        from huggingface_hub import HfApi
+
+        api = HfApi()
+        api.create_repo(push, repo_type="dataset", private=True, exist_ok=True)
+        api.upload_folder(repo_id=push, folder_path=folder, repo_type="dataset", commit_message="Upload the dataset")
+        print(f"https://huggingface.co/datasets/{push}")
+
+
+def inspect(
+    place: Annotated[Path, typer.Argument(metavar="RUN|SHARD", help="a run folder or a shard of triplets")],
+    out: Annotated[Path, typer.Option(help="the contact sheet to write: target, mask, reference, caption")] = Path(
+        "contact-sheet.jpg"
+    ),
+    count: Annotated[int, typer.Option(min=1, help="triplets shown, spread evenly")] = 12,
+) -> None:
+    """Print what is in a dataset and write some of its triplets as one picture.
+
+    Example: dreamcache inspect runs/demo --out demo.jpg
+    """
+    from flows.inspect import statistics_lines, triplets_sheet
+    from flows.plans import dataset_markers
+    from shards.statistics import stage_accounts, triplet_statistics
+    from shards.triplets import triplet_paths
+
+    shard = place.suffix == ".tar"
+    paths = [place] if shard else triplet_paths(place)
+    accounts = {} if shard else stage_accounts(dataset_markers(place, paths))
+    print("\n".join(statistics_lines(triplet_statistics(paths) | {"stages": accounts})))
+    triplets_sheet(paths, count).save(out, quality=90)
+    print(f"Contact sheet: {out}")
+
+
+def _tell_accounts(run: Path) -> None:
+    import json
+
+    statistics = json.loads((run / "triplets" / "statistics.json").read_bytes())
+    for stage, row in statistics["stages"].items():
+        reasons = ", ".join(f"{reason} {count}" for reason, count in row["rejected"].items())
+        print(f"{stage}: {row['in']} in, {row['out']} out" + (f"; rejected: {reasons}" if reasons else ""))
+    print(f"{run / 'triplets'}: {statistics['triplets']} triplets in {statistics['shards']} shards")
+
+
+class _Progress:
+    """Says how far a command is, every ten seconds at most."""
+
+    def __init__(self, verb: str, unit: str) -> None:
+        import time
+
+        self.verb, self.unit, self.clock, self.last = verb, unit, time.monotonic, time.monotonic()
+
+    def __call__(self, done: int, total: int) -> None:
+        if self.clock() - self.last >= 10:
+            self.last = self.clock()
+            print(f"{self.verb} {done} of {total} {self.unit}", flush=True)
+
+
+DATASET_COMMANDS: tuple[tuple[str, Callable[..., None]], ...] = (
+    ("import-dataset", import_dataset),
+    ("merge", merge),
+    ("export", export),
+    ("inspect", inspect),
+)

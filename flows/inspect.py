@@ -1,0 +1,67 @@
+"""A dataset as text and as a picture."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from PIL import Image, ImageDraw, ImageFont
+
+from flows.pictures import contact_sheet, with_mask
+from shards.triplets import TripletShards
+
+SIDE = 192
+CLASSES_LISTED = 20
+BAR = 40
+
+
+def statistics_lines(statistics: Mapping[str, Any]) -> Iterator[str]:
+    """Statistics, as `triplet_statistics` gives them with the stages' accounts beside, as lines for a terminal."""
+    yield f"{statistics['triplets']} triplets in {statistics['shards']} shards, {statistics['bytes'] / 1e6:.1f} MB"
+    for stage, row in statistics["stages"].items():
+        reasons = ", ".join(f"{reason} {count}" for reason, count in row["rejected"].items())
+        yield f"  {stage}: {row['in']} in, {row['out']} out" + (f"; rejected: {reasons}" if reasons else "")
+    yield from _bars("classes", dict(list(statistics["classes"].items())[:CLASSES_LISTED]))
+    if len(statistics["classes"]) > CLASSES_LISTED:
+        yield f"  ... {len(statistics['classes']) - CLASSES_LISTED} classes more"
+    yield from _bars("words of a caption", statistics["caption_words"]["histogram"])
+    yield from _bars("mask, share of the image", statistics["mask_area"]["histogram"])
+
+
+def _bars(title: str, counts: Mapping[str, int]) -> Iterator[str]:
+    yield title
+    most, width = max(counts.values(), default=1) or 1, max(map(len, counts), default=0)
+    for name, count in counts.items():
+        if count:
+            yield f"  {name:<{width}} {count:>8} {'#' * max(1, round(BAR * count / most))}"
+
+
+def triplets_sheet(paths: Sequence[Path], count: int) -> Image.Image:
+    """Target, mask, reference and caption of up to `count` triplets spread evenly over the shards, a row each; RGB.
+
+    Raises ValueError where there is no triplet at all.
+    """
+    from dreamcache.reference import reference_image
+
+    triplets = TripletShards(paths)
+    places = [(shard, index) for shard, number in enumerate(triplets.counts) for index in range(number)]
+    if not places:
+        raise ValueError(f"{paths[0]}: there is no triplet to show")
+    count = min(count, len(places))
+    cells: list[Image.Image] = []
+    for number in range(count):
+        triplet = triplets.read(*places[number * len(places) // count])
+        image, mask = triplet.image, triplet.mask
+        cells += [image, with_mask(image, mask), reference_image(image, mask, SIDE)]
+        cells.append(_written(f"{triplet.caption}\n\n{triplet.record.get('class', '')} ({triplet.key})"))
+    return contact_sheet(cells, 4, SIDE)
+
+
+def _written(text: str) -> Image.Image:
+    """Text as a square picture."""
+    lines = [part for line in text.split("\n") for part in textwrap.wrap(line, 28) or [""]]
+    picture = Image.new("RGB", (SIDE, SIDE), "white")
+    ImageDraw.Draw(picture).text((6, 6), "\n".join(lines), fill="black", font=ImageFont.load_default(12))
+    return picture

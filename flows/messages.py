@@ -1,0 +1,25 @@
+"""What a command prints: our own lines; of the libraries, errors alone."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+
+
+def quiet_libraries(debug: bool) -> None:
+    """Our own log lines on standard output; of the libraries, errors alone, or with --debug everything."""
+    os.environ.setdefault("PREFECT_LOGGING_EXTRA_LOGGERS", "flows")  # so that the UI shows our lines too
+    os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "DEBUG" if debug else "CRITICAL")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TQDM_DISABLE", "1")
+    import prefect.main  # noqa: F401  (sets up logging once; our handler is added to what it sets)
+
+    handler = logging.StreamHandler(sys.stdout)
+    handler.setFormatter(logging.Formatter("%(asctime)s  %(message)s", "%H:%M:%S"))
+    logger = logging.getLogger("flows")
+    logger.setLevel(logging.INFO)
+    if not logger.handlers:  # a repair runs several flows in one process
+        logger.addHandler(handler)

@@ -1,0 +1,173 @@
+"""Whether a run folder is what its configuration and markers say, and the rebuilding of exactly what is not."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from datagen.dataset import STAGES, Dataset, explained
+from flows.evaluation_plans import evaluations
+from flows.lock import locked
+from flows.plans import description_step, evaluation_changes, report_is_current, training_step
+from flows.profiles import Profile
+from flows.steps import BEGUN, MARKER
+from shards.files import TEMPORARY, remove_leftovers
+from shards.markers import FileState
+from shards.verify import STRAY, Fault, damage, shard_faults
+
+STEPS = ("triplets", "training", "benchmark", "evaluation", "evaluation-compared")
+
+
+def recorded_profile(run: Path) -> Profile | None:
+    """The configuration of a run's latest start, or None where there is none (an import, a merged dataset).
+
+    Raises ValueError if it cannot be read.
+    """
+    path = run / "config.json"
+    if not path.is_file():
+        return None
+    try:
+        return Profile.model_validate_json(path.read_bytes())
+    except ValueError as error:
+        raise ValueError(f"{path} is not a configuration of this version: start the run again to write it") from error
+
+
+class Verification:
+    """What is wrong in a run folder, found when the object is made.
+
+    `faults` are damaged files, `outdated` says what the configuration asks for and is not there, and `unchecked` what
+    could not be judged for want of a model; only the first two count.
+    """
+
+    def __init__(self, run: Path) -> None:
+        self.run = run
+        self.profile = recorded_profile(run)
+        self.unchecked: list[str] = []
+        dataset = self._dataset()
+        size = None if dataset is None else _size(dataset)
+
+        def wanted(stage: str, index: int) -> bool:
+            return size is None or stage not in STAGES or index < size
+
+        self.faults = [*shard_faults(run, wanted), *self._step_faults()]
+        self.outdated = [] if dataset is None or size is None else self._outdated(dataset, size)
+
+    @property
+    def lines(self) -> list[str]:
+        """All that is wrong, one line each."""
+        return [f"{fault.path.relative_to(self.run)}: {fault.problem}" for fault in self.faults] + self.outdated
+
+    def _dataset(self) -> Dataset | None:
+        if self.profile is None:
+            return None
+        try:
+            return Dataset(self.profile.dataset, self.run)
+        except FileNotFoundError as error:
+            self.unchecked.append(f"whether the dataset is that of config.json: {error}")
+            return None
+
+    def _outdated(self, dataset: Dataset, size: int) -> list[str]:
+        """What the configuration would have otherwise, apart from what is damaged and what follows from that."""
+        damaged = {fault.path.parent.name + "/" + fault.path.name.partition(".")[0] for fault in self.faults}
+        planned = [*dataset.planned(range(size)), *dataset.surplus(size)]
+        own = [shard for shard in planned if shard.fate in ("remake", "surplus") and shard.plan.name not in damaged]
+        lines = explained(own)
+        assert self.profile is not None
+        if self.faults or lines:
+            return lines  # what is made from the dataset cannot be judged before
+        if not lines and (target := self.profile.dataset.target_triplets) is not None:
+            accepted = sum(dataset.records_out("triplets", range(size)))
+            lines += [f"triplets: {accepted} of target_triplets {target}"] if accepted < target else []
+        try:
+            if not lines:
+                lines += description_step(self.run, self.profile).changes()
+            if (self.run / "training" / BEGUN).is_file():
+                lines += training_step(self.profile, self.run).changes()
+            for name in evaluations(self.profile):
+                if not lines and (self.run / name / BEGUN).is_file():
+                    lines += evaluation_changes(self.profile, self.run, name)
+        except FileNotFoundError as error:
+            self.unchecked.append(f"whether training and evaluation are those of config.json: {error}")
+        if not lines and (self.run / "report.html").is_file() and not report_is_current(self.profile, self.run):
+            lines.append("report.html: shows another state of this run")
+        return lines
+
+    def _step_faults(self) -> Iterator[Fault]:
+        for name in STEPS:
+            marker = self.run / name / MARKER
+            if not marker.is_file():
+                continue
+            try:
+                outputs = json.loads(marker.read_bytes())["outputs"]
+                states = {marker.parent / file: FileState(**state) for file, state in outputs.items()}
+            except (ValueError, KeyError, TypeError, AttributeError):
+                yield Fault(marker, "not a readable marker", marker)
+                continue
+            for path, state in states.items():
+                if (problem := damage(path, state)) is not None:
+                    yield Fault(path, problem, marker)
+
+    def withdraw(self) -> None:
+        """Remove what is wrong: stray temporary files, and the markers that vouch for what is damaged."""
+        for fault in self.faults:
+            if fault.problem == STRAY and TEMPORARY in fault.path.name:
+                remove_leftovers(fault.path.with_name(fault.path.name.partition(TEMPORARY)[0]))
+            elif fault.problem == STRAY:
+                fault.path.unlink(missing_ok=True)
+            elif fault.marker is not None:
+                fault.marker.unlink(missing_ok=True)
+
+    def commands(self) -> list[str]:
+        """The commands that make again what was withdrawn or is outdated, in their order."""
+        touched = {fault.path.relative_to(self.run).parts[0] for fault in self.faults if fault.problem != STRAY}
+        touched |= {line.partition(":")[0].partition(".")[0] for line in self.outdated}
+        wanted = {
+            "build-dataset": {*STAGES, "dataset card"},
+            "train-adapters": {"training"},
+            "evaluate-adapters": {*STEPS[2:]},
+        }
+        return [command for command, folders in wanted.items() if touched & folders]
+
+
+def _size(dataset: Dataset) -> int:
+    """How many shards belong to a dataset: as configured or, with a target, as far as its blocks go."""
+    if dataset.config.target_triplets is None:
+        return dataset.config.shards or 0
+    size = 0
+    try:
+        for block in dataset.blocks():
+            size = block.stop
+    except RuntimeError:
+        pass  # the target is not reached yet
+    return size
+
+
+def verify_run(run: Path, make_again: Callable[[str, Profile], None] | None = None) -> bool:
+    """Print what is wrong in a run folder and let `make_again(command, profile)` mend it; returns whether all is right.
+
+    Raises ValueError where a command that is not recorded made the run.
+    """
+    # What was mended may have come out otherwise than before: then training follows the dataset, evaluation training.
+    for rounds_left in (3, 2, 1, 0) if make_again else (0,):
+        with locked(run) if os.access(run, os.W_OK) else contextlib.nullcontext():
+            found = Verification(run)
+            for line in (*found.lines, *(f"not checked: {text}" for text in found.unchecked)):
+                print(line, flush=True)
+            if not found.lines:
+                print(f"{run}: every marker, checksum, count and key is right.")
+                return True
+            if rounds_left:
+                found.withdraw()
+        if rounds_left and make_again:
+            if found.profile is None:
+                raise ValueError(f"{run} was imported or merged: give that command again to make what was withdrawn")
+            for command in found.commands():
+                make_again(command, found.profile)
+            if (run / "report.html").is_file():
+                from flows.report import write_report
+
+                write_report(found.profile, run)
+    return False

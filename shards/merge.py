@@ -1,0 +1,57 @@
+"""Several datasets as one: the triplets of finished runs, each under a key of its own, none twice."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from shards.files import json_line, read_tar_records
+from shards.imports import leave_out_shards
+from shards.markers import checked_marker
+from shards.stage import StageSpec, plan_shard
+from shards.triplets import IMAGE, MASK, RECORD, triplet_paths
+
+MERGE_VERSION = 1
+
+
+def merge_runs(runs: Sequence[Path], out: Path, report: Callable[[int, int], None]) -> list[Path]:
+    """Bring the triplets of several runs into a run folder of their own, shard by shard; returns the shards.
+
+    A key gets its run's number in front, "1-00000-00017". A triplet whose record says just what an earlier one's does
+    is the same triplet, made again by the same recipe: it is rejected. Up-to-date shards stay as they are. Raises
+    FileNotFoundError for a run without triplets, ValueError for a torn shard or a folder that a build uses.
+    """
+    if (out / "config.json").exists() or out.resolve() in [run.resolve() for run in runs]:
+        raise ValueError(f"{out} holds a dataset of its own: merge into another folder")
+    places = [(number, path) for number, run in enumerate(runs) for path in triplet_paths(run)]
+    seen: dict[bytes, str] = {}
+    chain, merged = "start", []
+    for index, (number, path) in enumerate(places):
+        spec = StageSpec("triplets", MERGE_VERSION, {"run": number}, suffix=".tar")
+        plan = plan_shard(out, spec, index, [path], chain)
+        chain = hashlib.sha256(f"{chain} {checked_marker(path).shard.sha256}".encode()).hexdigest()
+        if plan.state() == "done":
+            for key, parts in read_tar_records(path, (RECORD,)):
+                seen.setdefault(_same(parts[RECORD]), f"{number}-{key}")
+        else:
+            with plan.writing() as shard:
+                for key, parts in read_tar_records(path):
+                    record = {**json.loads(parts[RECORD]), "key": f"{number}-{key}"}
+                    earlier = seen.setdefault(_same(parts[RECORD]), record["key"])
+                    if earlier == record["key"]:
+                        shard.add(record, {IMAGE: parts[IMAGE], MASK: parts[MASK]})
+                    else:
+                        shard.reject(record, "the same triplet in an earlier run", matched=earlier)
+        merged.append(plan.path)
+        report(index + 1, len(places))
+    leave_out_shards(out, "triplets", len(merged))
+    return merged
+
+
+def _same(record: bytes) -> bytes:
+    """What a record says apart from its key, as a digest: the same for the same triplet."""
+    content = json.loads(record)
+    del content["key"]
+    return hashlib.sha256(json_line(content)).digest()[:16]

@@ -1,0 +1,140 @@
+"""Describing, merging, exporting and inspecting datasets, on small shards that no model made."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import webdataset
+import yaml
+from PIL import Image
+from tiny_triplets import tiny_triplet, write_tiny_triplets
+
+from flows.dataset_commands import export, merge
+from flows.describe import FILES, describe
+from shards.card import dataset_card
+from shards.files import read_json_lines, sha256_of
+from shards.markers import marker_path, rejects_path
+from shards.statistics import triplet_statistics
+from shards.triplets import Triplet, read_triplets, triplet_paths, write_triplets
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def described(run: Path) -> dict[str, bytes]:
+    return {name: (run / "triplets" / name).read_bytes() for name in FILES}
+
+
+def test_a_dataset_is_described_once_and_again_when_it_changes(tmp_path: Path) -> None:
+    paths = write_tiny_triplets(tmp_path / "run", shards=2, triplets_a_shard=5)
+    assert describe(tmp_path / "run") and not describe(tmp_path / "run")
+    statistics, index = (json.loads(described(tmp_path / "run")[name]) for name in FILES[:2])
+    assert statistics["triplets"] == 10 and statistics["classes"] == {"ball": 5, "disc": 5}
+    assert statistics["caption_words"] == {"lowest": 3, "mean": 3.0, "highest": 3, "histogram": {"3": 10}}
+    # A disc of half the side covers pi / 16 of the image.
+    assert statistics["mask_area"]["mean"] == pytest.approx(0.196, abs=0.01)
+    assert sum(statistics["mask_area"]["histogram"].values()) == 10
+    assert statistics["stages"] == {"triplets": {"in": 10, "out": 10, "rejected": {}}}
+    assert [entry["sha256"] for entry in index["shards"]] == [sha256_of(path) for path in paths]
+    write_tiny_triplets(tmp_path / "other", shards=2, triplets_a_shard=5)
+    describe(tmp_path / "other")
+    assert described(tmp_path / "other") == described(tmp_path / "run")
+    (tmp_path / "other" / "triplets" / "index.json").write_text("{}")
+    assert describe(tmp_path / "other") and described(tmp_path / "other") == described(tmp_path / "run")
+    marker_path(paths[1]).unlink()
+    assert describe(tmp_path / "run") and json.loads(described(tmp_path / "run")[FILES[0]])["triplets"] == 5
+
+
+def test_the_card_names_models_and_their_terms(tmp_path: Path) -> None:
+    one = tiny_triplet(0)
+    models = {"images.model": "hub:maker/painter@0123", "masks.box_model": "sha256:77"}
+    record = {**one.record, "class": "a | <b>\n# c", "models": models}
+    path = write_triplets(tmp_path, 0, [Triplet(one.key, one.jpg, one.mask_png, record)], "test")
+    statistics = triplet_statistics([path]) | {"stages": {}}
+    card = dataset_card(statistics, {"hub:maker/painter@0123": "Some Licence 1.0"})
+    assert "| images.model | maker/painter@0123 | 1 | Some Licence 1.0 |" in card
+    assert "| masks.box_model | sha256:77 | 1 | not known: see where they come from |" in card
+    assert "1 classes: a / &lt;b> # c 1." in card  # a stranger's class writes no markup of its own
+    front = yaml.safe_load(card.split("---\n")[1])
+    assert front["configs"][0]["data_files"] == [{"split": "train", "path": "*.tar"}]
+
+
+def test_merging_gives_each_its_key_and_takes_none_twice(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    first, second, both = tmp_path / "first", tmp_path / "second", tmp_path / "both"
+    write_tiny_triplets(first, shards=2, triplets_a_shard=3)
+    # The second holds triplets 3 to 8: the first three of them are the first run's last.
+    write_triplets(second, 0, [renamed(tiny_triplet(n), f"x{n}") for n in range(3, 9)], "test")
+    merge([first, second], both)
+    assert "triplets: 12 in, 9 out; rejected: the same triplet in an earlier run 3" in capsys.readouterr().out
+    found = list(read_triplets(triplet_paths(both)))
+    assert [one.key for one in found] == [*(f"0-{n:05d}" for n in range(6)), *(f"1-x{n}" for n in range(6, 9))]
+    assert [one.jpg for one in found] == [tiny_triplet(n).jpg for n in range(9)]
+    rejects = list(read_json_lines(rejects_path(both / "triplets" / "00002.tar")))
+    assert [(one["key"], one["matched"]) for one in rejects] == [(f"1-x{n}", f"0-{n:05d}") for n in (3, 4, 5)]
+    times = [path.stat().st_mtime_ns for path in triplet_paths(both)]
+    marker_path(both / "triplets" / "00002.tar").unlink()  # as if it had been broken off there
+    merge([first, second], both)
+    now = [path.stat().st_mtime_ns for path in triplet_paths(both)]
+    assert now[:2] == times[:2] and now[2] != times[2]
+    assert list(read_triplets(triplet_paths(both))) == found
+    merge([second], both)
+    assert len(list(read_triplets(triplet_paths(both)))) == 6 and len(triplet_paths(both)) == 1
+    with pytest.raises(ValueError, match="merge into another folder"):
+        merge([both], both)
+
+
+def renamed(triplet: Triplet, key: str) -> Triplet:
+    return Triplet(key, triplet.jpg, triplet.mask_png, {**triplet.record, "key": key})
+
+
+def test_an_export_is_a_dataset_that_strangers_read(tmp_path: Path) -> None:
+    run, folder = tmp_path / "run", tmp_path / "export"
+    paths = write_tiny_triplets(run, shards=2, triplets_a_shard=3)
+    describe(run)
+    export(run, folder)
+    assert sorted(path.name for path in folder.iterdir()) == ["00000.tar", "00001.tar", *sorted(FILES)]
+    front = yaml.safe_load((folder / "README.md").read_text().split("---\n")[1])
+    pattern = front["configs"][0]["data_files"][0]["path"]
+    urls = [str(path) for path in sorted(folder.glob(pattern))]
+    read = list(webdataset.WebDataset(urls, shardshuffle=False).decode("pil"))
+    assert [row["__key__"] for row in read] == [f"{n:05d}" for n in range(6)]
+    assert read[0]["json"]["caption"] == "a red disc" and read[0]["jpg"].size == read[0]["mask.png"].size
+    time = (folder / "00000.tar").stat().st_mtime_ns
+    (folder / "00001.tar").write_bytes(b"torn")
+    export(run, folder)
+    assert (folder / "00000.tar").stat().st_mtime_ns == time
+    assert (folder / "00001.tar").read_bytes() == paths[1].read_bytes()
+    marker_path(paths[1]).unlink()
+    with pytest.raises(ValueError, match="its card describes other shards than are there"):
+        export(run, folder)
+    describe(run)
+    export(run, folder)
+    assert not (folder / "00001.tar").exists()
+    (folder / "thesis.doc").write_text("mine")
+    with pytest.raises(ValueError, match="holds thesis.doc, which is no part of an exported dataset"):
+        export(run, folder)
+    with pytest.raises(FileNotFoundError, match="holds no finished triplet shard"):
+        export(tmp_path / "nothing", tmp_path / "other")
+
+
+def test_the_commands(tmp_path: Path) -> None:
+    def dreamcache(*arguments: object) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "flows.cli", *map(str, arguments)]
+        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+
+    (shard, *_) = write_tiny_triplets(tmp_path / "one", shards=1, triplets_a_shard=5)
+    done = dreamcache("import-dataset", shard, "--layout", "triplets", "--run", tmp_path / "two")
+    assert done.returncode == 0 and done.stdout.endswith("triplets: 5 triplets in 1 shards\n"), done.stderr
+    done = dreamcache("inspect", tmp_path / "two", "--out", tmp_path / "sheet.png", "--count", 3)
+    assert "5 triplets in 1 shards" in done.stdout and "disc" in done.stdout, done.stderr
+    sheet = Image.open(tmp_path / "sheet.png")
+    assert sheet.width > 700 and 500 < sheet.height < 700 and len(sheet.convert("L").getcolors()) > 100
+    assert dreamcache("verify", tmp_path / "two").returncode == 0
+    shutil.copy(shard, tmp_path / "two" / "triplets" / "00001.tar")
+    done = dreamcache("verify", tmp_path / "two")
+    assert (done.returncode, done.stdout) == (1, "triplets/00001.done.json: gone, though 00001.tar is there\n")
+    done = dreamcache("import-dataset", tmp_path / "nowhere", "--layout", "authors", "--run", tmp_path / "three")
+    assert done.returncode == 1 and done.stderr.count("\n") == 1 and "there is no such folder or tar" in done.stderr
+    assert dreamcache("import-dataset", shard, "--layout", "auhtors", "--run", tmp_path / "three").returncode == 2

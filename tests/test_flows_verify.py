@@ -1,0 +1,180 @@
+"""Damage of every kind in a small dataset: each is named in one line, and a repair makes that again and no more."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from tiny_datagen import tiny_dataset_config, tiny_models
+
+from datagen.block import Block
+from datagen.dataset import STAGES, Dataset
+from flows.describe import describe
+from flows.profiles import Profile, load_profile, record_configuration
+from flows.verify import Verification
+from shards.files import sha256_of
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def build(profile: Profile, run: Path) -> list[str]:
+    """Build a dataset without a flow; returns the shards that were made."""
+    dataset, made = Dataset(profile.dataset, run), []
+    block = Block(dataset)
+    for stage in STAGES:
+        for index in range(2):
+            if block.make(stage, index, lambda done, total: None) is not None:
+                made.append(f"{stage}/{index:05d}")
+    describe(run, profile)
+    return made
+
+
+@pytest.fixture(scope="module")
+def profile() -> Profile:
+    return load_profile("miniature").model_copy(update={"dataset": tiny_dataset_config(tiny_models())})
+
+
+@pytest.fixture(scope="module")
+def whole(profile: Profile, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run = tmp_path_factory.mktemp("runs") / "whole"
+    run.mkdir()
+    record_configuration(run, profile)
+    build(profile, run)
+    return run
+
+
+@pytest.fixture
+def run(whole: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(whole, tmp_path / "run"))
+
+
+def contents(run: Path) -> dict[str, bytes]:
+    paths = [path for path in sorted(run.rglob("*")) if path.is_file() and not path.name.endswith("done.json")]
+    return {path.relative_to(run).as_posix(): path.read_bytes() for path in paths}
+
+
+def flip_unseen(path: Path) -> None:
+    """Flip one bit in the middle and set the file's time back: a rotten disk, not a writer."""
+    before, content = path.stat(), bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+
+def older_configuration(path: Path) -> None:
+    """Make a shard again by other settings, as if only it had been left over from then."""
+    run = path.parents[1]
+    config = tiny_dataset_config(tiny_models())
+    config = config.model_copy(update={"gates": config.gates.model_copy(update={"min_box_score": 1.0})})
+    assert Block(Dataset(config, run)).make("gates", 1, lambda done, total: None) is not None
+
+
+def edit_marker(path: Path) -> None:
+    content = json.loads(path.read_bytes())
+    content["records_out"] += 1
+    path.write_text(json.dumps(content))
+
+
+DAMAGE: dict[str, tuple[str, Callable[[Path], object], str, list[str]]] = {
+    "flipped": ("images/00001.tar", flip_unseen, "altered: its checksum is another", ["images/00001"]),
+    "cut": (
+        "masks/00000.tar",
+        lambda path: os.truncate(path, 1000),
+        "cut short: 1000 of",
+        ["masks/00000"],
+    ),
+    "empty": ("dedup/00001.jsonl", lambda path: os.truncate(path, 0), "empty, where", ["dedup/00001"]),
+    "gone": ("triplets/00000.tar", Path.unlink, "gone", ["triplets/00000"]),
+    "rejects": (
+        "captions/00000.rejects.jsonl",
+        lambda path: path.write_text("{}\n"),
+        "too long: 3 bytes instead of 0",
+        ["captions/00000"],
+    ),
+    "unmarked": ("gates/00000.done.json", Path.unlink, "gone, though 00000.jsonl is there", ["gates/00000"]),
+    "empty marker": ("gates/00001.done.json", lambda path: os.truncate(path, 0), "empty", ["gates/00001"]),
+    "edited marker": ("images/00000.done.json", edit_marker, "altered: 8 in, 9 out, 0 rejected", ["images/00000"]),
+    "stray": ("masks/00000.tar.tmp-1-0a", lambda path: path.write_bytes(b"x"), "a stray temporary file", []),
+    "partial": ("config.json.partial", lambda path: path.write_bytes(b"x"), "a stray temporary file", []),
+    "card": ("triplets/README.md", lambda path: path.write_text("mine"), "cut short: 4 of", []),
+}
+
+
+@pytest.mark.parametrize("kind", DAMAGE)
+def test_damage_is_named_and_mended_alone(kind: str, profile: Profile, whole: Path, run: Path) -> None:
+    name, harm, said, remade = DAMAGE[kind]
+    harm(run / name)
+    found = Verification(run)
+    (line,) = found.lines
+    assert line.startswith(f"{name}: {said}")
+    found.withdraw()
+    assert build(profile, run) == remade
+    assert Verification(run).lines == []
+    assert contents(run) == contents(whole)
+
+
+def test_a_shard_of_an_older_configuration_is_named(profile: Profile, whole: Path, run: Path) -> None:
+    older_configuration(run / "gates" / "00001.jsonl")
+    found = Verification(run)
+    assert found.lines == [
+        "triplets/00001.tar: older than gates/00001.jsonl, which it was made from",
+        "gates: 1 shard (00001) to make: gates.min_box_score: 1.0 -> 0.0",
+    ]
+    found.withdraw()
+    assert build(profile, run) == ["gates/00001"] and contents(run) == contents(whole)
+    older_configuration(run / "gates" / "00001.jsonl")
+    (run / "config.json").unlink()  # as in a folder that was copied without it
+    assert Verification(run).lines == ["triplets/00001.tar: older than gates/00001.jsonl, which it was made from"]
+
+
+def test_records_that_are_not_the_inputs_are_named(run: Path) -> None:
+    """A shard of other records than its input's, though each of its checksums is right."""
+    data, marker = run / "gates" / "00001.jsonl", run / "gates" / "00001.done.json"
+    data.write_bytes(data.read_bytes().replace(b"00001-", b"00007-"))
+    rejects = run / "gates" / "00001.rejects.jsonl"
+    rejects.write_bytes(rejects.read_bytes().replace(b"00001-", b"00007-"))
+    content = json.loads(marker.read_bytes())
+    content["shard"]["sha256"], content["rejects"]["sha256"] = sha256_of(data), sha256_of(rejects)
+    marker.write_text(json.dumps(content))
+    assert "gates/00001.jsonl: its records and rejects are not its input's" in Verification(run).lines
+
+
+def test_what_is_not_made_yet_and_what_is_too_much(profile: Profile, run: Path) -> None:
+    for path in (run / "triplets").glob("00001.*"):
+        path.unlink()
+    assert Verification(run).lines == ["triplets: 1 shard (00001) to make: not made yet"]
+    build(profile, run)
+    (run / "triplets" / "done.json").unlink()
+    assert Verification(run).lines == ["dataset card: not finished"]
+    assert build(profile, run) == []
+    smaller = profile.model_copy(update={"dataset": profile.dataset.model_copy(update={"shards": 1})})
+    record_configuration(run, smaller)
+    (line,) = Verification(run).lines
+    assert line == "triplets: 1 shard (00001) to leave out: the dataset is smaller now"
+
+
+def test_the_command_names_faults_without_torch_or_prefect(run: Path) -> None:
+    def verify(*arguments: str) -> subprocess.CompletedProcess[str]:
+        spy = (
+            "import sys, flows.cli\ntry:\n flows.cli.main()\nfinally:\n print({'torch', 'prefect'} & set(sys.modules))"
+        )
+        command = [sys.executable, "-c", spy, "verify", *arguments]
+        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+
+    done = verify(str(run))
+    assert done.returncode == 0 and done.stdout.endswith("is right.\nset()\n"), done.stderr
+    flip_unseen(run / "images" / "00001.tar")
+    (run / "masks" / "00000.done.json").unlink()
+    done = verify(str(run))
+    assert done.returncode == 1 and done.stderr == ""
+    assert done.stdout.splitlines() == [
+        "images/00001.tar: altered: its checksum is another",
+        "masks/00000.done.json: gone, though 00000.tar is there",
+        "set()",
+    ]
+    done = verify(str(run / "nowhere"))
+    assert done.returncode == 2 and "there is no run folder" in done.stderr
