@@ -50,7 +50,7 @@ def trainable_parameters(unet: Any, layers: Sequence[str] = DEFAULT_PARTS, **abl
 
     The equations have no `to_out`, no biases and no norm on the query. `layers` and `ablation` are `for_unet`'s.
     """
-    with torch.device("meta"):
+    with unet.device:
         adapters = AdapterSet.for_unet(unet, layers, **ablation)
     counts = [
         (parameter.numel(), parameter.ndim == 2 and not name.startswith("to_out"))

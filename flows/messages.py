@@ -6,6 +6,9 @@ import logging
 import os
 import sys
 
+_HANDLER = logging.StreamHandler(sys.stdout)
+_HANDLER.setFormatter(logging.Formatter("%(asctime)s  %(message)s", "%H:%M:%S"))
+
 
 def quiet_libraries(debug: bool) -> None:
     """Our own log lines on standard output; of the libraries, errors alone, or with --debug everything."""
@@ -17,9 +20,6 @@ def quiet_libraries(debug: bool) -> None:
     os.environ.setdefault("TQDM_DISABLE", "1")
     import prefect.main  # noqa: F401  (sets up logging once; our handler is added to what it sets)
 
-    handler = logging.StreamHandler(sys.stdout)
-    handler.setFormatter(logging.Formatter("%(asctime)s  %(message)s", "%H:%M:%S"))
     logger = logging.getLogger("flows")
     logger.setLevel(logging.INFO)
-    if not logger.handlers:  # a repair runs several flows in one process
-        logger.addHandler(handler)
+    logger.addHandler(_HANDLER)  # once, though a repair runs several flows in one process

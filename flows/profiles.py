@@ -100,7 +100,6 @@ def _miniature() -> Profile:
         benchmark=DrawnBenchmark(subjects=32, images=4),
         dino=str(checkpoints / "dino"),
         clip=str(checkpoints / "clip"),
-        compare_with=str(checkpoints / "adapters"),
     )
 
 

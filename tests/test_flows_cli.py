@@ -36,7 +36,8 @@ def dataset_digests(run: Path) -> dict[str, str]:
         path.relative_to(run).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
         for stage in STAGES
         for path in sorted((run / stage).iterdir())
-        if not path.name.endswith(".done.json")
+        if path.is_file()
+        if not path.name.endswith("done.json")
     }
 
 
