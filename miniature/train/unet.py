@@ -88,6 +88,7 @@ def train(workspace: Workspace) -> None:
     text_encoder.load_state_dict(clip.text_model.state_dict())
     vae = AutoencoderKL.from_pretrained(workspace.checkpoints / VAE, torch_dtype=torch.float32).to(workspace.device)
     vae.requires_grad_(False)
+    vae.register_to_config(_name_or_path="")  # not where it lay when this was trained
     latents = encode_pool(workspace, vae)
     scheduler = build_scheduler()
     signal_to_noise = scheduler.alphas_cumprod / (1 - scheduler.alphas_cumprod)
