@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from miniature.train.data import Pool, render_pool
+from miniature.train.data import MEMBERS, Pool, render_pool
 from miniature.train.taxonomy import write_taxonomy
 from miniature.train.workspace import CHECKPOINTS, Workspace
 
@@ -27,7 +27,7 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
-    pool_folder = arguments.work / f"pool-{arguments.scenes}"
+    pool_folder = arguments.work / f"pool-{arguments.scenes}-of-{MEMBERS}"
     render_pool(pool_folder, arguments.scenes, workers=os.cpu_count() or 1)
     write_taxonomy(arguments.checkpoints)
     workspace = Workspace(

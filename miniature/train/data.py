@@ -18,18 +18,18 @@ from miniature.world import Scene, make_scene
 
 SIZE = 128
 VIEWS = 3  # scenes an instance
-GROUP = 2 * VIEWS  # an instance and one that shares its palette, each in VIEWS scenes
-CHUNK = 60  # scenes a rendering task; a multiple of GROUP
+MEMBERS = 8  # instances that share a palette
+GROUP = MEMBERS * VIEWS
+CHUNK = 48  # scenes a rendering task; a multiple of GROUP
 HELD_OUT = 10**9  # seeds from here on are never trained on
 
 ARRAYS = {"images": (SIZE, SIZE, 3), "masks": (SIZE, SIZE), "second_masks": (SIZE, SIZE)}
 
 
 def pool_instance(group: int, member: int) -> Instance:
-    """Instance `member` (0, or 1: the palette sharer) of a group; a function of its arguments."""
-    rng = np.random.default_rng([group, 0])
-    base = sample_instance(CLASSES[group % len(CLASSES)], rng)
-    return base if member == 0 else sample_palette_sharer(base, rng)
+    """Instance `member` of a group, all of which share the palette of member 0; a function of its arguments."""
+    base = sample_instance(CLASSES[group % len(CLASSES)], np.random.default_rng([group, 0]))
+    return base if member == 0 else sample_palette_sharer(base, np.random.default_rng([group, member]))
 
 
 def pool_scene(index: int) -> Scene:

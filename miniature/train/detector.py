@@ -5,6 +5,7 @@ OWL-ViT starts from towers that already match words to pictures and only adds a 
 """
 
 import copy
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -22,7 +23,6 @@ from miniature.train.workspace import Workspace
 
 STEPS = 1800
 BATCH = 32
-QUERIES = 4  # nouns asked an image: the subject, the second object if any, and absent ones
 QUERY_LENGTH = 16
 GRID = SIZE // 16
 QUERY_FORMS = ("{}", "{}.", "a {}", "a photo of a {}")
@@ -77,32 +77,30 @@ def build_processor(clip_folder: Path) -> OwlViTProcessor:
     return OwlViTProcessor(image_processor=image_processor, tokenizer=tokenizer)
 
 
-def sample_queries(
-    pool: Pool, indices: list[int], flipped: Tensor, generator: torch.Generator
-) -> tuple[list[str], Tensor]:
-    """QUERIES nouns an image, in a random form and order, and the box of each as (B, QUERIES, 4).
-
-    Boxes are corners in [0, 1]; the box of a noun that the scene does not show is NaN.
-    """
-    texts, boxes = [], torch.full((len(indices), QUERIES, 4), float("nan"))
+def noun_boxes(pool: Pool, indices: list[int], flipped: Tensor) -> Tensor:
+    """The box of every class in every scene as (B, len(CLASSES), 4): corners in [0, 1], NaN where it is not shown."""
+    boxes = torch.full((len(indices), len(CLASSES), 4), float("nan"))
     for row, index in enumerate(indices):
         scene = pool.scenes[index]
-        shown = {scene["class"]: scene["box"]}
-        if scene["second"] is not None:
-            shown[scene["second"]["class"]] = scene["second"]["box"]
-        order = torch.randperm(len(CLASSES), generator=generator).tolist()
-        absent = [CLASSES[index] for index in order if CLASSES[index] not in shown]
-        nouns = [*shown, *absent][:QUERIES]
-        for column, source in enumerate(torch.randperm(QUERIES, generator=generator).tolist()):
-            noun = nouns[source]
-            form = QUERY_FORMS[int(torch.randint(len(QUERY_FORMS), (), generator=generator))]
-            texts.append(form.format(noun))
-            if noun in shown:
-                left, top, right, bottom = (side / SIZE for side in shown[noun])
+        for shown in (scene, scene["second"]):
+            if shown is not None:
+                left, top, right, bottom = (side / SIZE for side in shown["box"])
                 if flipped[row]:
                     left, right = 1 - right, 1 - left
-                boxes[row, column] = torch.tensor([left, top, right, bottom])
-    return texts, boxes
+                boxes[row, CLASSES.index(shown["class"])] = torch.tensor([left, top, right, bottom])
+    return boxes
+
+
+def answer(detector: OwlViTForObjectDetection, images: Tensor, tokens: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+    """Patch-noun logits (B, P, Q) and boxes (B, P, 4) of images asked for the same Q nouns, which are read once.
+
+    The library's own forward pass reads the nouns of each image anew.
+    """
+    nouns = detector.owlvit.text_model(tokens["input_ids"], attention_mask=tokens["attention_mask"]).pooler_output
+    nouns = detector.owlvit.text_projection(nouns).expand(len(images), -1, -1)
+    features, _ = detector.image_embedder(pixel_values=images)
+    patches = features.flatten(1, 2)
+    return detector.class_predictor(patches, nouns)[0], detector.box_predictor(patches, features)
 
 
 def patch_targets(boxes: Tensor) -> Tensor:
@@ -143,14 +141,11 @@ def train(workspace: Workspace) -> None:
     def loss_at(_step: int, generator: torch.Generator) -> Tensor:
         indices = workspace.pool.sample(BATCH, generator)
         images, flipped = flip_some(workspace.pool.images(indices), generator)
-        texts, boxes = sample_queries(workspace.pool, indices, flipped, generator)
+        boxes = noun_boxes(workspace.pool, indices, flipped).to(workspace.device)
+        forms = torch.randint(len(QUERY_FORMS), (len(CLASSES),), generator=generator).tolist()
+        texts = [QUERY_FORMS[form].format(noun) for form, noun in zip(forms, CLASSES, strict=True)]
         tokens = processor.tokenizer(texts, padding="max_length", truncation=True, return_tensors="pt")
-        output = detector(
-            pixel_values=images.to(workspace.device),
-            input_ids=tokens["input_ids"].to(workspace.device),
-            attention_mask=tokens["attention_mask"].to(workspace.device),
-        )
-        return detection_loss(output.logits, output.pred_boxes, boxes.to(workspace.device))
+        return detection_loss(*answer(detector, images.to(workspace.device), tokens.to(workspace.device)), boxes)
 
     def save(average: nn.Module) -> None:
         finished = copy.deepcopy(average)

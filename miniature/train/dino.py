@@ -1,8 +1,8 @@
 """The miniature's DINO: a ViT whose class token tells instances apart, across places and poses.
 
 Self-distillation needs far more pictures than two cores can see; as instances are known here, the class token
-learns from them directly, by the supervised contrastive loss. An instance's palette sharer is in the same
-batch, so colour alone never suffices.
+learns from them directly, by the supervised contrastive loss. All that share an instance's palette are in the
+same batch, so colour alone never suffices.
 """
 
 import copy
@@ -14,12 +14,12 @@ from transformers import ViTConfig, ViTModel
 
 from dreamcache.dreambooth.embedders import IMAGENET_MEAN, IMAGENET_STD
 from miniature.subjects import CLASSES
-from miniature.train.data import GROUP, SIZE, VIEWS, Pool, flip_some
+from miniature.train.data import GROUP, MEMBERS, SIZE, VIEWS, Pool, flip_some
 from miniature.train.loop import fit
 from miniature.train.workspace import Workspace
 
 STEPS = 3000
-GROUPS = 24  # a batch: GROUPS groups x 2 instances x 2 views
+GROUPS = 6  # a batch: GROUPS groups x MEMBERS instances x 2 views
 CLASSES_A_BATCH = 2  # few, so that most of a batch has to be told apart by more than its class
 TEMPERATURE = 0.07
 
@@ -39,14 +39,14 @@ def build() -> ViTModel:
 
 
 def sample_groups(pool: Pool, generator: torch.Generator) -> list[int]:
-    """Scenes of GROUPS groups from few classes: two views of both instances of each group."""
+    """Scenes of GROUPS groups from few classes: two views of every instance of each group."""
     groups = len(pool) // GROUP
     indices = []
     for class_index in torch.randperm(len(CLASSES), generator=generator)[:CLASSES_A_BATCH].tolist():
         of_class = torch.randperm((groups - class_index - 1) // len(CLASSES) + 1, generator=generator)
         for place in of_class[: GROUPS // CLASSES_A_BATCH].tolist():
             group = place * len(CLASSES) + class_index
-            for member in range(2):
+            for member in range(MEMBERS):
                 views = torch.randperm(VIEWS, generator=generator)[:2].tolist()
                 indices += [group * GROUP + member * VIEWS + view for view in views]
     return indices

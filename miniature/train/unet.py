@@ -48,13 +48,12 @@ def build_scheduler() -> DDIMScheduler:
 
 @torch.no_grad()
 def encode_pool(workspace: Workspace, vae: AutoencoderKL) -> np.ndarray:
-    """Scaled latents of every scene and its mirror image, float16 (2, N, C, 16, 16), kept beside the states."""
+    """Scaled latents of every scene and its mirror image, float16 (2, N, C, 16, 16), kept in the pool's folder."""
     weights = (workspace.checkpoints / VAE / "diffusion_pytorch_model.safetensors").read_bytes()
-    file = workspace.states / f"latents-{hashlib.sha256(weights).hexdigest()[:12]}.npy"
+    file = workspace.pool.folder / f"latents-{hashlib.sha256(weights).hexdigest()[:12]}.npy"
     count = len(workspace.pool)
     if not file.exists():
         temporary = file.with_suffix(".tmp.npy")
-        workspace.states.mkdir(parents=True, exist_ok=True)
         shape = (2, count, vae.config.latent_channels, 16, 16)
         latents = np.lib.format.open_memmap(temporary, mode="w+", dtype=np.float16, shape=shape)
         for first in range(0, count, 64):
