@@ -30,7 +30,7 @@ from dreamcache.backbone import Backbone
 from dreamcache.cache import CACHE_TIMESTEP, FeatureCache
 from dreamcache.conditioning import conditioned
 from dreamcache.configs import TrainingConfig
-from dreamcache.training import training_loss
+from dreamcache.objective import training_loss
 from dreamcache.training_data import TrainingData, collate, store_latents
 from shards.triplets import Triplet, TripletShards, write_triplets
 

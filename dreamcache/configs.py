@@ -46,6 +46,9 @@ class TrainingConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     adapters: AdapterConfig = AdapterConfig()
+    start: Literal["random", "self-attention"] = Field(
+        default="random", description="where attention to the cache begins; self-attention suits short trainings"
+    )
     steps: int = Field(default=25_000, ge=1)
     batch_size: int = Field(default=128, ge=1, description="triplets a step, over all accumulated parts")
     accumulation: int = Field(default=1, ge=1, description="equal parts that a step's batch is computed in")

@@ -1,6 +1,6 @@
 """The processes of one training: one a GPU, as torchrun starts them, or this one alone."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 import torch.distributed as dist
@@ -26,6 +26,14 @@ def mean_over_processes(tensors: Sequence[Tensor]) -> None:
     together /= process_count()
     for tensor, part in zip(tensors, together.split([tensor.numel() for tensor in tensors]), strict=True):
         tensor.copy_(part.view_as(tensor))
+
+
+@torch.no_grad()
+def copy_from_first_process(tensors: Iterable[Tensor]) -> None:
+    """Give every process the tensors of process 0."""
+    if process_count() > 1:
+        for tensor in tensors:
+            dist.broadcast(tensor, src=0)
 
 
 def wait_for_all() -> None:

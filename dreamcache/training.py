@@ -12,12 +12,12 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from dreamcache.adapters import AdapterSet
-from dreamcache.cache import FeatureCache, reference_features
 from dreamcache.checkpoints import TrainingLog, load_state, locked_folder, save_state
-from dreamcache.conditioning import conditioned
 from dreamcache.configs import TrainingConfig
-from dreamcache.processes import mean_over_processes, process_count, process_rank, wait_for_all
+from dreamcache.objective import batch_cache, training_loss
+from dreamcache.processes import copy_from_first_process, mean_over_processes, process_count, process_rank, wait_for_all
 from dreamcache.sample_grid import save_sample_grid
+from dreamcache.start import start_from_self_attention
 from dreamcache.training_data import TrainingData, collate, store_latents
 from dreamcache.validation import held_out_triplets, prepare_validation, validation_losses
 from shards.markers import checked_marker
@@ -26,12 +26,14 @@ from shards.triplets import TripletShards
 if TYPE_CHECKING:
     from dreamcache.backbone import Backbone
 
-__all__ = ["TrainingConfig", "train_adapters", "training_loss"]
+__all__ = ["TrainingConfig", "train_adapters"]
 
 # Settings that a training may be resumed with other values of: they change no step that was taken.
 _CHANGEABLE = {"steps", "validation_every", "validation_triplets", "checkpoint_every", "samples_every"}
 # Reading a loss off a GPU waits for it, so losses are read several steps at a time.
 _LOG_EVERY = 10
+# References that a start from the self-attention looks at, and how many at a time.
+_START_ROWS, _START_BATCH = 64, 8
 # Rows of a sample grid.
 _SAMPLES = 4
 
@@ -92,9 +94,13 @@ class _Training:
         self.identity, self.report = identity, report
         fresh = {"backbone_identity": backbone.identity, "seed": config.seed, **config.adapters.model_dump()}
         self.adapters = AdapterSet.for_unet(backbone.unet, **fresh)
+        self.null_text = backbone.encode_prompts([""])
+        if state is None and config.start == "self-attention":
+            self._start_from_self_attention()
         self.average = None
         if config.ema_decay is not None:
             self.average = AdapterSet.for_unet(backbone.unet, **fresh).requires_grad_(False)
+            self.average.load_state_dict(self.adapters.state_dict())
         # Decay would draw the projection away from [I | 0], which is no prior, as it is for the attention's weights.
         decayed = ("to_q.weight", "to_k.weight", "to_v.weight", "to_out.weight")
         groups: dict[bool, list[Tensor]] = {True: [], False: []}
@@ -114,7 +120,6 @@ class _Training:
             self.optimizer.load_state_dict(state["optimizer"])
             if self.average is not None:
                 self.average.load_tensors(state["average"], "the training state")
-        self.null_text = backbone.encode_prompts([""])
         self.pending: list[tuple[int, Tensor, float]] = []
         self.logged_at = time.monotonic()
         # One of several processes writes and looks at held-out triplets; the others only work.
@@ -163,6 +168,13 @@ class _Training:
                 save_sample_grid(self.backbone, self.average or self.adapters, self.shown, grid)
             if checkpoint:
                 self._save()
+
+    def _start_from_self_attention(self) -> None:
+        firsts = range(0, _START_ROWS, _START_BATCH)
+        batches = (collate([self.data[first + row] for row in range(_START_BATCH)]) for first in firsts)
+        caches = (batch_cache(self.backbone, self.adapters, batch, self.null_text) for batch in batches)
+        start_from_self_attention(self.backbone.unet, self.adapters, caches)
+        copy_from_first_process(self.adapters.parameters())
 
     def _accumulate(self, batch: dict[str, Any]) -> Tensor:
         try:
@@ -228,43 +240,6 @@ class _Training:
         }
         (self.average or self.adapters).save_pretrained(self.folder / "adapters")
         save_state(self.folder / "state" / "training.pt", state)
-
-
-def training_loss(
-    backbone: "Backbone",
-    adapters: AdapterSet,
-    batch: dict[str, Any],
-    null_text: Tensor,
-    min_snr_gamma: float | None = None,
-) -> Tensor:
-    """The loss of one batch of `TrainingData` (paper Eq. 6), a scalar float32 whose gradients reach adapters alone."""
-    device, dtype = backbone.device, backbone.dtype
-    latents = batch["latents"].to(device) if "latents" in batch else backbone.encode_images(batch["target"])
-    text = batch["text"].to(device) if "text" in batch else backbone.encode_prompts(batch["caption"])
-    if "reference_latents" in batch:
-        references = batch["reference_latents"].to(device)
-    else:
-        references = backbone.encode_images(batch["reference"])
-    text = torch.where(batch["drop_caption"].to(device)[:, None, None], null_text, text)
-    reference_noise = batch["reference_noise"].to(device, dtype)
-    reference_text = null_text
-    if adapters.config.cache_prompt:
-        reference_text = backbone.encode_prompts(adapters.cache_settings(batch["subject"])["prompt"])
-    cache = FeatureCache(reference_features(
-        backbone, references, reference_noise, adapters.cached_layers, reference_text, adapters.config.cache_timestep
-    ))  # fmt: skip
-    timesteps, noise = batch["timestep"].to(device), batch["noise"].to(device)
-    noisy = backbone.add_noise(latents, noise, timesteps)
-    with conditioned(backbone.unet, adapters, cache):
-        prediction = backbone.unet(noisy, timesteps, encoder_hidden_states=text).sample
-    error = prediction.float() - backbone.training_target(latents, noise, timesteps)
-    losses = error.square().mean(dim=(1, 2, 3))
-    if min_snr_gamma is not None:
-        alphas = backbone.alphas_cumprod[timesteps]
-        snr = alphas / (1 - alphas)
-        # Hang et al., Efficient Diffusion Training via Min-SNR Weighting Strategy.
-        losses = losses * snr.clamp(max=min_snr_gamma) / (snr if backbone.prediction_type == "epsilon" else snr + 1)
-    return losses.mean()
 
 
 def _identity(backbone: "Backbone", shards: TripletShards, config: TrainingConfig) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from dreamcache.adapters import AdapterSet
 from dreamcache.backbone import load_backbone
 from dreamcache.cache import DEFAULT_LAYERS, FeatureCache, cache_reference, reference_features
 from dreamcache.conditioning import conditioned
-from dreamcache.training import training_loss
+from dreamcache.objective import training_loss
 
 CPU = torch.device("cpu")
 

@@ -19,7 +19,8 @@ from dreamcache.adapters import AdapterSet
 from dreamcache.backbone import load_backbone
 from dreamcache.checkpoints import LOG_COLUMNS, locked_folder
 from dreamcache.configs import SamplingConfig, TrainingConfig
-from dreamcache.training import train_adapters, training_loss
+from dreamcache.objective import training_loss
+from dreamcache.training import train_adapters
 from dreamcache.training_data import TrainingData, collate, store_latents
 from dreamcache.validation import (
     held_out_triplets,

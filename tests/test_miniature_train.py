@@ -10,7 +10,6 @@ from torch import nn
 
 from miniature.grammar import taxonomy, vocabulary_text
 from miniature.subjects import CLASSES
-from miniature.subjects import CLASSES
 from miniature.train import clip, detector, dino, sam, unet
 from miniature.train.data import GROUP, MEMBERS, Pool, pool_instance, render_pool
 from miniature.train.dino import contrastive_loss

@@ -1,0 +1,53 @@
+"""What adapters are trained by: the loss of one batch (paper Section 3.3, Eq. 6)."""
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from dreamcache.adapters import AdapterSet
+from dreamcache.cache import FeatureCache, reference_features
+from dreamcache.conditioning import conditioned
+
+if TYPE_CHECKING:
+    from dreamcache.backbone import Backbone
+
+
+def batch_cache(backbone: "Backbone", adapters: AdapterSet, batch: dict[str, Any], null_text: Tensor) -> FeatureCache:
+    """The feature cache of the references in a batch of `TrainingData`, for `adapters`."""
+    if "reference_latents" in batch:
+        references = batch["reference_latents"].to(backbone.device)
+    else:
+        references = backbone.encode_images(batch["reference"])
+    noise, text = batch["reference_noise"].to(backbone.device, backbone.dtype), null_text
+    if adapters.config.cache_prompt:
+        text = backbone.encode_prompts(adapters.cache_settings(batch["subject"])["prompt"])
+    timestep = adapters.config.cache_timestep
+    return FeatureCache(reference_features(backbone, references, noise, adapters.cached_layers, text, timestep))
+
+
+def training_loss(
+    backbone: "Backbone",
+    adapters: AdapterSet,
+    batch: dict[str, Any],
+    null_text: Tensor,
+    min_snr_gamma: float | None = None,
+) -> Tensor:
+    """The loss of one batch of `TrainingData` (paper Eq. 6), a scalar float32 whose gradients reach adapters alone."""
+    device = backbone.device
+    latents = batch["latents"].to(device) if "latents" in batch else backbone.encode_images(batch["target"])
+    text = batch["text"].to(device) if "text" in batch else backbone.encode_prompts(batch["caption"])
+    text = torch.where(batch["drop_caption"].to(device)[:, None, None], null_text, text)
+    cache = batch_cache(backbone, adapters, batch, null_text)
+    timesteps, noise = batch["timestep"].to(device), batch["noise"].to(device)
+    noisy = backbone.add_noise(latents, noise, timesteps)
+    with conditioned(backbone.unet, adapters, cache):
+        prediction = backbone.unet(noisy, timesteps, encoder_hidden_states=text).sample
+    error = prediction.float() - backbone.training_target(latents, noise, timesteps)
+    losses = error.square().mean(dim=(1, 2, 3))
+    if min_snr_gamma is not None:
+        alphas = backbone.alphas_cumprod[timesteps]
+        snr = alphas / (1 - alphas)
+        # Hang et al., Efficient Diffusion Training via Min-SNR Weighting Strategy.
+        losses = losses * snr.clamp(max=min_snr_gamma) / (snr if backbone.prediction_type == "epsilon" else snr + 1)
+    return losses.mean()
