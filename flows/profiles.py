@@ -85,9 +85,10 @@ def _miniature() -> Profile:
             batch_size=16,
             learning_rate=1e-3,
             warmup_steps=20,
-            held_out=0.15,
+            held_out=0.2,
             validation_every=50,
-            validation_triplets=24,
+            validation_triplets=40,
+            start="self-attention",
             checkpoint_every=40,
         ),
         # The miniature's reference needs a larger scale than SD 1.5's.

@@ -55,7 +55,9 @@ def unexplained(backbone, adapters: AdapterSet, cache: FeatureCache, layer: str)
 
 def test_started_adapters_attend_as_the_self_attention_does_and_change_nothing(backbone):
     started, random = AdapterSet.for_unet(backbone.unet), AdapterSet.for_unet(backbone.unet)
-    start_from_self_attention(backbone.unet, started, [features_of(backbone, started, seed) for seed in range(100, 132)])
+    start_from_self_attention(
+        backbone.unet, started, [features_of(backbone, started, seed) for seed in range(100, 132)]
+    )
     unseen = features_of(backbone, started, seed=9)
     for layer in started.layers:  # random weights and pictures of noise: the norms are far from linear here
         assert unexplained(backbone, started, unseen, layer) < 0.7
