@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import time
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -60,11 +61,15 @@ def train(profile: Profile, run: Path) -> State[Any] | None:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     backbone = load_backbone(profile.backbone, device=device, dtype=getattr(torch, profile.training.dtype))
     rows: list[dict[str, Any]] = []
-    with Progress("training", profile.training.steps, "steps") as progress:
+    encoding: Progress | None = None
+    with Progress("training", profile.training.steps, "steps") as progress, ExitStack() as started_later:
 
         def report(row: dict[str, Any]) -> None:
-            if "step" not in row:
-                return  # targets and captions are being encoded
+            nonlocal encoding
+            if "encoded" in row:
+                encoding = encoding or started_later.enter_context(Progress("latents", row["triplets"], "triplets"))
+                encoding.at(row["encoded"])
+                return
             progress.at(int(row["step"]), f"loss {row['loss']:.4f}")
             if row.get("validation_right") is not None:
                 rows.append(row)
