@@ -5,15 +5,17 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+LLAMA = 'Llama {} Community License: if models trained on its output are distributed, their names begin with "Llama"'
+
 # By the beginning of a Hub name, the longest that fits.
 KNOWN_TERMS = {
-    "meta-llama/Llama-3.1": "Llama 3.1 Community License: built with Llama; models trained on its output are named so",
-    "meta-llama/Llama-3.2": "Llama 3.2 Community License: built with Llama; models trained on its output are named so",
-    "meta-llama/Llama-3.3": "Llama 3.3 Community License: built with Llama; models trained on its output are named so",
-    "stabilityai/stable-diffusion-xl": "CreativeML Open RAIL++-M: no use of the images may go against its restrictions",
+    **{f"meta-llama/Llama-{version}": LLAMA.format(version) for version in ("3.1", "3.2", "3.3")},
+    # Version 0.9 has a licence for research alone.
+    "stabilityai/stable-diffusion-xl-base-1.0": "CreativeML Open RAIL++-M: no use of the images may go against it",
     "madebyollin/sdxl-vae-fp16-fix": "MIT",
     "IDEA-Research/grounding-dino": "Apache-2.0",
     "ShilongLiu/GroundingDINO": "Apache-2.0",
+    "google-bert/bert-base-uncased": "Apache-2.0",
     "facebook/sam-vit": "Apache-2.0",
     "google/owl": "Apache-2.0",
 }

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     import numpy as np
     from PIL.Image import Image
 
-MASKS_VERSION = 2
+MASKS_VERSION = 3
 PACKAGES = {"groundingdino-py": "groundingdino", "segment-anything": "segment_anything"}
 Box = tuple[float, float, float, float]
 
@@ -84,7 +84,7 @@ class BoxFinder(Protocol):
     """What the stage needs of a detector: for each image the boxes of the noun, best first."""
 
     def find(self, images: Sequence[Image], nouns: Sequence[str]) -> list[list[ScoredBox]]:
-        """Boxes in the order of the images (RGB)."""
+        """Boxes in the order of the images (RGB, all of one size)."""
 
 
 class MaskCutter(Protocol):
@@ -143,9 +143,13 @@ def run(
 
     def look(batch: Sequence[tuple[str, dict[str, bytes]]]) -> dict[str, tuple[list[ScoredBox], ProposedMasks | None]]:
         images = {key: image for key, parts in batch if (image := decoded(parts.get(IMAGE, b""))) is not None}
-        nouns = [json.loads(parts[RECORD])["subject"].lower() for key, parts in batch if key in images]
-        found = finder.find(list(images.values()), nouns) if images else []
-        boxes = dict(zip(images, found, strict=True))
+        nouns = {key: json.loads(parts[RECORD])["subject"].lower() for key, parts in batch if key in images}
+        boxes: dict[str, list[ScoredBox]] = {}
+        # Beside a larger image one would be padded, and Grounding DINO takes padding for places of subjects.
+        for size in dict.fromkeys(image.size for image in images.values()):
+            same = [key for key in images if images[key].size == size]
+            found = finder.find([images[key] for key in same], [nouns[key] for key in same])
+            boxes |= zip(same, found, strict=True)
         seen = [key for key in images if boxes[key]]
         cut = cutter.cut([images[key] for key in seen], [boxes[key][0].box for key in seen]) if seen else []
         proposed = dict(zip(seen, cut, strict=True))

@@ -40,16 +40,15 @@ class OriginalBoxFinder:
         model = _untrained_detector(config)
         _load_strictly(model, {key: state[key] for key in state if key not in UNUSED_KEYS}, path, "masks.box_model")
         self.model = model.to(self.device).eval()
-        self.padded = importlib.import_module("groundingdino.util.misc").nested_tensor_from_tensor_list
 
     def find(self, images: Sequence[Image], nouns: Sequence[str]) -> list[list[ScoredBox]]:
-        """Boxes in the order of the images (RGB), clipped to the image, best first."""
+        """Boxes in the order of the images (RGB, all of one size), clipped to the image, best first."""
         import torch
 
-        pixels = [_pixels(image).to(self.device) for image in images]
+        pixels = torch.stack([_pixels(image) for image in images]).to(self.device)
         queries = [self.config.query.format(noun=noun) for noun in nouns]
         with torch.inference_mode():
-            outputs = self.model(self.padded(pixels), captions=queries)
+            outputs = self.model(pixels, captions=queries)
         # A box's score is that of its best word; words beyond a query's own are minus infinity.
         scores = outputs["pred_logits"].sigmoid().amax(dim=-1).cpu()
         centres, sizes = outputs["pred_boxes"].cpu().split(2, dim=-1)
@@ -143,7 +142,19 @@ def _untrained_detector(config: MasksConfig) -> torch.nn.Module:
         _replaced(lookup, "get_pretrained_language_model", lambda _: bert),
         _replaced(network, "BertModelWarper", lambda bert_model: bert_model),
     ):
-        return network.build_groundingdino(settings)
+        model = network.build_groundingdino(settings)
+    for layer in model.transformer.encoder.text_layers:
+        layer.register_forward_pre_hook(_own_masks, with_kwargs=True)
+    return model
+
+
+def _own_masks(layer: Any, inputs: Any, named: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """The inputs of a layer over a batch's queries, where each query has its own mask (B, L, L) in all attention heads.
+
+    torch's attention counts masks query by query; the package repeats them head by head, so that in a batch most heads
+    would read a query through the mask of another.
+    """
+    return inputs, named | {"src_mask": named["src_mask"].repeat_interleave(layer.nhead, dim=0)}
 
 
 def _vit_sizes(state: Mapping[str, torch.Tensor]) -> dict[str, Any]:

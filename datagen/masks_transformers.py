@@ -31,7 +31,7 @@ class TransformersBoxFinder:
         self.reads_sentences = "grounding-dino" in self.model.config.model_type
 
     def find(self, images: Sequence[Image], nouns: Sequence[str]) -> list[list[ScoredBox]]:
-        """Boxes in the order of the images (RGB), clipped to the image, best first."""
+        """Boxes in the order of the images (RGB, all of one size), clipped to the image, best first."""
         import torch
 
         queries: list[Any] = [self.config.query.format(noun=noun) for noun in nouns]

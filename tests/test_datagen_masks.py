@@ -143,6 +143,30 @@ def test_a_batch_that_does_not_fit_is_halved(tmp_path: Path) -> None:
         next(in_batches([1, 2], {"batch_size": 2}, broken))
 
 
+def test_boxes_do_not_depend_on_the_sizes_of_other_images(tmp_path: Path) -> None:
+    sizes = [(128, 128), (128, 64), (128, 128), (96, 128)]
+
+    def encode(number: int) -> bytes:
+        buffer = io.BytesIO()
+        pictures(4)[number].resize(sizes[number]).save(buffer, "PNG")
+        return buffer.getvalue()
+
+    source = write_images(tmp_path, encode, 4)
+    model = save_tiny_grounding_dino(tmp_path / "detector")
+
+    def boxes(batch_size: int) -> np.ndarray:
+        execution = {"device": "cpu", "threads": 1, "batch_size": batch_size}
+        change = {"box_model": str(model), "min_stored_score": 0, "max_boxes": 10, "execution": execution}
+        config = MasksConfig(mask_model="x", **change)
+        plan = plan_shard(tmp_path / str(batch_size), StageSpec("masks", 1, {}, {}, ".tar"), 0, [source])
+        masks.run(plan, config, TransformersBoxFinder(config), Scripted(), ignore)
+        # Not by score: these are all but equal.
+        records = [json.loads(parts["json"]) for _, parts in read_tar_records(plan.path)]
+        return np.array([sorted(one["box"] for one in record["boxes"]) for record in records])
+
+    assert np.allclose(boxes(1), boxes(4), atol=0.3)
+
+
 def broken(batch: object) -> None:
     raise RuntimeError("an illegal memory access was encountered")
 
