@@ -19,7 +19,7 @@ QUIET = {
 
 
 def start_server(folder: Path, port: int, app: str, environment: Mapping[str, str]) -> ServerProcess:
-    """Start a server of Prefect's app, made by the factory `app`; database and log are `folder/prefect.db` and `.log`."""
+    """Start a server of the app that a factory makes; its database is `folder/prefect.db`, its log beside it."""
     command = [sys.executable, "-m", "uvicorn", "--factory", app, "--host", "127.0.0.1", "--port", str(port)]
     command += ["--log-level", "error", "--lifespan", "on"]
     database = {"PREFECT_API_DATABASE_CONNECTION_URL": f"sqlite+aiosqlite:///{folder.resolve() / 'prefect.db'}"}

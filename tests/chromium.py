@@ -17,7 +17,7 @@ WIDE, NARROW = (1360, 900), (390, 844)
 
 
 class Page:
-    """A browser with one page, which ends when the pipe to it does; `errors` are complaints since `open`, `asked` all servers."""
+    """A browser's page; `errors` are its complaints since it was last opened, `asked` all servers that it spoke to."""
 
     def __init__(self, commands: int, replies: int) -> None:
         self._commands, self._replies = os.fdopen(commands, "wb", 0), os.fdopen(replies, "rb", 0)

@@ -35,8 +35,8 @@ pytestmark = pytest.mark.screens
 class Ui:
     """The command in a process of its own, up and running."""
 
-    def __init__(self, folder: Path) -> None:
-        self.mark, port = folder, free_port()
+    def __init__(self, folder: Path, port: int) -> None:
+        self.mark = folder
         command = [sys.executable, "-m", "flows.cli", "ui", "--port", str(port), "--folder", str(folder)]
         # What it starts inherits the mark, so that none of it can hide.
         environment = {**os.environ, "DREAMCACHE_KILLED_RUN": str(folder)}
@@ -84,13 +84,14 @@ def wait_for(condition: Any, seconds: float = 600) -> Any:
 def test_the_ui_from_its_first_start_to_its_death(tmp_path: Path) -> None:
     for folder in (ROOT / RUN, SHOTS):
         shutil.rmtree(folder, ignore_errors=True)
-    ui = Ui(tmp_path / "server")
+    port = free_port()
+    ui = Ui(tmp_path / "server", port)
     ui.start("dreamcache-pipeline/miniature", RUN)
     wait_for(lambda: ui.run_named(f"all of {RUN}")["state_type"] in ("COMPLETED", "FAILED", "CRASHED"))
     assert ui.run_named(f"all of {RUN}")["state_type"] == "COMPLETED", (tmp_path / "server/worker.log").read_text()
     assert ui.end(signal.SIGINT) == 0
 
-    ui = Ui(tmp_path / "server")
+    ui = Ui(tmp_path / "server", port)  # it finds everything again
     with chromium(tmp_path / "browser") as page:
         look(page, ui)
         assert {where for where in page.asked if where.startswith("http")} == {ui.address}
@@ -103,10 +104,8 @@ def test_the_ui_from_its_first_start_to_its_death(tmp_path: Path) -> None:
 def look(page: Page, ui: Ui) -> None:
     """Open what an operator looks at, wide and light, narrow and dark; fail on whatever the console says in red."""
     runs = {name: ui.run_named(f"{name} {RUN}")["id"] for name in ("all of", "dataset in")}
-    report = re.search(
-        r"\((.*)\)", next(found["data"] for found in ui.asked("artifacts") if found["key"] == "report-screens")
-    )
-    assert report and report[1] == f"{ui.address}/reports/{RUN}"
+    newest = {found["key"]: found for found in ui.asked("artifacts")}
+    assert newest["report-screens"]["data"] == f"[Report of {RUN}]({ui.address}/reports/{RUN})"
     places = {
         "dashboard": ("/v2/dashboard", "Active Work Pools"),
         "runs": ("/v2/runs", f"all of {RUN}"),
@@ -125,9 +124,8 @@ def look(page: Page, ui: Ui) -> None:
         "evaluation-scores": "CLIP-I",
         "report-screens": f"Report of {RUN}",
     }
-    newest = {found["key"]: found["id"] for found in ui.asked("artifacts")}
     for key, text in texts.items():
-        places[key] = (f"/v2/artifacts/artifact/{newest[key]}", text or key)
+        places[key] = (f"/v2/artifacts/artifact/{newest[key]['id']}", text or key)
     for name, (path, text) in places.items():
         graph = "document.querySelector('canvas') && " if "flow-run" in path else ""
         picture = "document.images.length > 0 && " if name in ("triplets", "training-loss", "report") else ""
