@@ -20,8 +20,8 @@ QUIET = {
 
 def start_server(folder: Path, port: int, app: str, environment: Mapping[str, str]) -> ServerProcess:
     """Start a server of the app that a factory makes; its database is `folder/prefect.db`, its log beside it."""
-    command = [sys.executable, "-m", "uvicorn", "--factory", app, "--host", "127.0.0.1", "--port", str(port)]
-    command += ["--log-level", "error", "--lifespan", "on"]
+    command = [sys.executable, "-m", "uvicorn", "--app-dir", str(Path(__file__).parents[1]), "--factory", app]
+    command += ["--host", "127.0.0.1", "--port", str(port), "--log-level", "error", "--lifespan", "on"]
     database = {"PREFECT_API_DATABASE_CONNECTION_URL": f"sqlite+aiosqlite:///{folder.resolve() / 'prefect.db'}"}
     return ServerProcess("Prefect server", command, folder / "prefect.log", {**os.environ, **database, **environment})
 
