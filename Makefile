@@ -15,7 +15,7 @@ FOLDER ?= .prefect
 demo: $(INSTALLED)
 	$(BIN)/dreamcache run --profile miniature --run $(RUN) $(SETTINGS) --end-with-parent
 
-# Prefect's UI, the deployments and a worker, until Ctrl-C. FOLDER=runs/demo/prefect shows what `make demo` did.
+# Prefect's UI, the deployments and their workers, until Ctrl-C. FOLDER=runs/demo/prefect shows what `make demo` did.
 ui: $(INSTALLED)
 	@$(BIN)/dreamcache ui --port $(PORT) --folder $(FOLDER) --end-with-parent
 

@@ -1,4 +1,4 @@
-"""Prefect's UI for this checkout: a server that remembers, the deployments, a worker, and the runs' reports."""
+"""Prefect's UI for this checkout: a server that remembers, the deployments, their workers, and the runs' reports."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ import typer
 if TYPE_CHECKING:
     from fastapi import FastAPI
 
-WORK_POOL = "dreamcache"
+START_SECONDS = 600  # what ends is noticed at once, so only a busy machine takes long
 
 
 def ui(
@@ -27,7 +27,7 @@ def ui(
     ] = Path(".prefect"),
     end_with_parent: Annotated[bool, typer.Option("--end-with-parent", hidden=True)] = False,
 ) -> None:
-    """Serve Prefect's UI, with the deployments of prefect.yaml and a worker that runs them, until Ctrl-C.
+    """Serve Prefect's UI, with the deployments of prefect.yaml and workers that run them, until Ctrl-C.
 
     Example: dreamcache ui --port 4201
     """
@@ -54,12 +54,14 @@ def ui(
         print(f"Starting Prefect's server, its database in {folder}", flush=True)
         started = [start_server(folder, port, "flows.ui:create_app", environment)]
         try:
-            started[0].wait_until_healthy(f"{address}/api/health", seconds=180)
-            command = [sys.executable, "-m", "prefect", "worker", "start", "--pool", WORK_POOL, "--type", "process"]
-            worker = processes.ServerProcess("worker", command, folder / "worker.log", {**os.environ, **environment})
-            started.insert(0, worker)  # stopped before the server, which it tells of the runs that it breaks off
-            # It makes the work pool if there is none yet.
-            worker.wait_until_healthy(f"{address}/api/work_pools/{WORK_POOL}", seconds=180)
+            started[0].wait_until_healthy(f"{address}/api/health", START_SECONDS)
+            for pool in _work_pools():
+                # One run at a time: they would share one GPU, or the CPU. A worker makes its pool if there is none yet.
+                command = [sys.executable, "-m", "prefect", "worker", "start", "--pool", pool, "--type", "process"]
+                log, variables = folder / f"worker-{pool}.log", {**os.environ, **environment}
+                worker = processes.ServerProcess(f"worker of {pool}", [*command, "--limit", "1"], log, variables)
+                started.insert(0, worker)  # stopped before the server, which it tells of the run that it breaks off
+                worker.wait_until_healthy(f"{address}/api/work_pools/{pool}", START_SECONDS)
             _deploy({**os.environ, **environment})
             print(_greeting(address, folder), flush=True)
             while True:
@@ -82,6 +84,14 @@ def _check_port(port: int) -> None:
         except OSError as error:
             text = f"port {port} is taken, perhaps by another UI: end what listens there, or choose another port"
             raise RuntimeError(f"{text} (make ui PORT={port + 1}, dreamcache ui --port {port + 1})") from error
+
+
+def _work_pools() -> list[str]:
+    """The work pools of the deployments in prefect.yaml."""
+    import yaml
+
+    deployments = yaml.safe_load(Path("prefect.yaml").read_text(encoding="utf-8"))["deployments"]
+    return sorted({deployment["work_pool"]["name"] for deployment in deployments})
 
 
 def _deploy(environment: dict[str, str]) -> None:
@@ -109,7 +119,7 @@ def _greeting(address: str, folder: Path) -> str:
             f"    export PREFECT_API_URL={address}/api",
             *(f"    {prefect} deployment run {name}" for name in names),
             "The commands of dreamcache show up there too, with that PREFECT_API_URL.",
-            f"Ctrl-C ends all of it. Logs: {folder}/prefect.log, {folder}/worker.log",
+            f"Ctrl-C ends all of it. What server and workers say is in {folder}/*.log",
         )
     )
 

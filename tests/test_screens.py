@@ -88,7 +88,9 @@ def test_the_ui_from_its_first_start_to_its_death(tmp_path: Path) -> None:
     ui = Ui(tmp_path / "server", port)
     ui.start("dreamcache-pipeline/miniature", RUN)
     wait_for(lambda: ui.run_named(f"all of {RUN}")["state_type"] in ("COMPLETED", "FAILED", "CRASHED"))
-    assert ui.run_named(f"all of {RUN}")["state_type"] == "COMPLETED", (tmp_path / "server/worker.log").read_text()
+    assert ui.run_named(f"all of {RUN}")["state_type"] == "COMPLETED", (
+        tmp_path / "server/worker-dreamcache.log"
+    ).read_text()
     assert ui.end(signal.SIGINT) == 0
 
     ui = Ui(tmp_path / "server", port)  # it finds everything again
