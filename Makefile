@@ -5,13 +5,19 @@ INSTALLED := .venv/.installed
 
 RUN ?= runs/demo
 SETTINGS ?=
+PORT ?= 4200
+FOLDER ?= .prefect
 
-.PHONY: demo test kills faults full-engines vllm lint types install clean
+.PHONY: demo ui test kills screens faults full-engines vllm lint types install clean
 
 # Builds a dataset, trains adapters on it and evaluates them, all on the miniature; ends by naming its report.
 # make demo RUN=runs/other SETTINGS="--set training.steps=400" makes another.
 demo: $(INSTALLED)
 	$(BIN)/dreamcache run --profile miniature --run $(RUN) $(SETTINGS) --end-with-parent
+
+# Prefect's UI, the deployments and their workers, until Ctrl-C. FOLDER=runs/demo/prefect shows what `make demo` did.
+ui: $(INSTALLED)
+	@$(BIN)/dreamcache ui --port $(PORT) --folder $(FOLDER) --end-with-parent
 
 test: $(INSTALLED)
 	$(BIN)/python -m pytest
@@ -19,6 +25,10 @@ test: $(INSTALLED)
 # `make demo` killed in each of its stages, started again, and compared with an undisturbed one: 15 minutes.
 kills: $(INSTALLED)
 	$(BIN)/python -m pytest -m kills tests/test_demo_kills.py
+
+# A run of very small models through `dreamcache ui`, looked at by headless Chromium: minutes. Pictures: build/screens.
+screens: $(INSTALLED)
+	$(BIN)/python -m pytest -m screens tests/test_screens.py
 
 # Accounts of a dataset of 20,000 captions whose models fail in every way; `make test` takes fewer.
 faults: $(INSTALLED)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import base64
 import logging
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Any, Self
@@ -11,16 +13,25 @@ from typing import Any, Self
 from PIL.Image import Image
 from prefect.artifacts import (
     create_image_artifact,
+    create_link_artifact,
     create_markdown_artifact,
     create_progress_artifact,
     create_table_artifact,
     update_progress_artifact,
 )
 
+from datagen.estimate import duration
+from flows.charts import WIDTH
 from flows.pictures import contact_sheet, data_uri
 from shards.markers import Marker
 
 log = logging.getLogger("flows")
+
+CHART_STYLE = (
+    "svg { background: #fff } text { fill: #555; font: 12px system-ui, sans-serif } .grid { stroke: #ddd }"
+    " polyline { fill: none; stroke-width: 2; stroke: #999 } .pale { stroke: #bcc; stroke-width: 1 }"
+    " polyline.accent, polyline.right { stroke: #0b7a75 } polyline.wrong { stroke: #b3541e }"
+)
 
 
 class Progress:
@@ -29,10 +40,10 @@ class Progress:
     def __init__(self, name: str, total: int, unit: str, every: float = 10.0) -> None:
         self.name, self.total, self.unit, self.every = name, max(total, 1), unit, every
         self._first: tuple[int, float] | None = None
-        self._last = 0.0
+        self._done = 0
 
     def __enter__(self) -> Self:
-        self._last = time.monotonic()
+        self._begun = self._last = time.monotonic()
         text = f"{self.name}: 0 of {self.total} {self.unit}"
         self._artifact = create_progress_artifact(progress=0.0, description=text)
         return self
@@ -42,6 +53,7 @@ class Progress:
         now = time.monotonic()
         if self._first is None:
             self._first = (done, now)
+        self._done = done
         if now - self._last < self.every or done >= self.total:
             return  # the end is told by whoever did the work, with its accounts
         self._last = now
@@ -49,7 +61,7 @@ class Progress:
         rate = (done - start) / (now - since) if now > since and done > start else 0.0
         text = f"{self.name}: {done} of {self.total} {self.unit}"
         if rate:
-            text += f", {rate:.2f} a second, {(self.total - done) / rate:.0f} s left"
+            text += f", {rate:.2f} a second, {duration((self.total - done) / rate)} left"
         text += f", {note}" if note else ""
         log.info(text)
         update_progress_artifact(self._artifact, progress=100.0 * done / self.total, description=text)  # type: ignore[arg-type]
@@ -57,8 +69,12 @@ class Progress:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        took = duration(time.monotonic() - self._begun)
         if kind is None:
-            update_progress_artifact(self._artifact, progress=100.0)  # type: ignore[arg-type]
+            text, progress = f"{self.name}: {self.total} {self.unit} in {took}", 100.0
+        else:  # a stale estimate of the time left would stand there for ever
+            text, progress = f"{self.name}: broken off after {took}", 100.0 * self._done / self.total
+        update_progress_artifact(self._artifact, progress=progress, description=text)  # type: ignore[arg-type]
 
 
 def artifact_key(name: str) -> str:
@@ -71,18 +87,34 @@ def table_artifact(name: str, description: str, rows: Sequence[Mapping[str, Any]
     create_table_artifact(key=artifact_key(name), table=[dict(row) for row in rows], description=description)
 
 
+def link_artifact(name: str, description: str, address: str) -> None:
+    """A link, under the words that describe it."""
+    create_link_artifact(link=address, link_text=description, key=artifact_key(name), description=description)
+
+
 def accounts_artifact(name: str, markers: Mapping[str, Sequence[Marker]]) -> None:
-    """Records in, out and rejected by reason of each stage, as a markdown table."""
-    lines = ["| stage | in | out | rejected | reasons |", "|---|---:|---:|---:|---|"]
+    """Records in, out and rejected of each stage, and the rejects by reason, as markdown tables."""
+    lines = ["| stage | in | out | rejected |", "|---|---:|---:|---:|"]
+    reasons = []
     for stage, found in markers.items():
         total_in, total_out = sum(m.records_in for m in found), sum(m.records_out for m in found)
-        reasons: dict[str, int] = {}
+        lines.append(f"| {stage} | {total_in} | {total_out} | {total_in - total_out} |")
+        rejected: Counter[str] = Counter()
         for marker in found:
-            for reason, count in marker.rejected.items():
-                reasons[reason] = reasons.get(reason, 0) + count
-        listed = ", ".join(f"{reason} {count}" for reason, count in sorted(reasons.items(), key=lambda item: -item[1]))
-        lines.append(f"| {stage} | {total_in} | {total_out} | {total_in - total_out} | {listed} |")
+            rejected.update(marker.rejected)
+        reasons += [f"| {stage} | {reason} | {count} |" for reason, count in rejected.most_common()]
+    if reasons:
+        lines += ["", "| stage | rejected for | records |", "|---|---|---:|", *reasons]
     create_markdown_artifact(key=artifact_key(name), markdown="\n".join(lines), description="Records stage by stage")
+
+
+def chart_artifact(name: str, description: str, chart: str) -> None:
+    """A chart of flows/charts.py, "" for none, as a picture: the SVG brings its style along, and is always light."""
+    if chart:
+        head = f'<svg xmlns="http://www.w3.org/2000/svg" width="{2 * WIDTH}"'
+        svg = chart.replace("<svg", head, 1).replace(">", f"><style>{CHART_STYLE}</style>", 1)
+        address = f"data:image/svg+xml;base64,{base64.b64encode(svg.encode()).decode()}"
+        create_image_artifact(image_url=address, key=artifact_key(name), description=description)
 
 
 def pictures_artifact(name: str, description: str, images: Sequence[Image], columns: int, side: int = 160) -> None:

@@ -20,6 +20,7 @@ from flows.artifacts import Progress, accounts_artifact, pictures_artifact
 from flows.describe import describe
 from flows.lock import locked
 from flows.profiles import load_profile, record_configuration
+from flows.server import end_with_worker
 from shards.markers import Marker
 from shards.triplets import TripletShards
 
@@ -39,6 +40,7 @@ def build_dataset(
         run: the run folder.
         settings: dotted settings that differ from the profile's, such as {"images.guidance_scale": 5.0}.
     """
+    end_with_worker()
     chosen, folder = load_profile(profile, settings or {}), Path(run)
     with locked(folder):
         record_configuration(folder, chosen)

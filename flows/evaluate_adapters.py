@@ -18,6 +18,7 @@ from flows.evaluation_plans import COMPARED, TRAINED, adapters_folder, benchmark
 from flows.lock import locked
 from flows.plans import check_inputs, evaluation_step
 from flows.profiles import DrawnBenchmark, Profile, load_profile, record_configuration
+from flows.server import end_with_worker
 from shards.processes import end_with_parent
 from shards.triplets import TripletShards, triplet_paths
 
@@ -35,6 +36,7 @@ def evaluate_adapters(
         run: the run folder; train-adapters must have finished there.
         settings: dotted settings that differ from the profile's, such as {"evaluation.images_per_prompt": 2}.
     """
+    end_with_worker()
     chosen, folder = load_profile(profile, settings or {}), Path(run)
     with locked(folder):
         check_inputs("evaluate-adapters", chosen, folder)

@@ -21,6 +21,7 @@ from shards.files import read_tar_records
 
 GALLERY_SUBJECTS = 10
 GALLERY_PROMPTS = 2
+POINTS = 2000  # of a curve: more are not seen
 KINDS = {"right": "right reference", "wrong": "wrong reference", "none": "no reference"}
 
 
@@ -34,6 +35,7 @@ def training(profile: Profile, run: Path) -> dict[str, Any] | None:
     losses = [(row["step"], row["loss"]) for row in rows if "loss" in row]
     smooth = running_mean([loss for _, loss in losses], max(1, len(losses) // 20))
     mean = [(step, value) for (step, _), value in zip(losses, smooth, strict=True)]
+    every = 1 + len(losses) // POINTS
     validations = [row for row in rows if "validation_right" in row]
     curves = [
         Line(label, [(row["step"], row[f"validation_{name}"]) for row in validations], name)
@@ -51,7 +53,9 @@ def training(profile: Profile, run: Path) -> dict[str, Any] | None:
         "text": f"{config.steps:,} steps of {config.batch_size} triplets, learning rate {config.learning_rate:g}, "
         f"captions dropped with p = {config.caption_dropout:g}; {config.held_out:.0%} of the triplets, by hash of the "
         "key, are held out.",
-        "loss_chart": line_chart([Line("", losses, "pale"), Line("running mean", mean, "accent")], "step", "loss"),
+        "loss_chart": line_chart(
+            [Line("", losses[::every], "pale"), Line("running mean", mean[::every], "accent")], "step", "loss"
+        ),
         "validation_chart": line_chart(curves, "step", "held-out loss") if len(validations) > 1 else "",
         "held_out": held_out,
     }

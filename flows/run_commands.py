@@ -1,4 +1,4 @@
-"""The commands of `dreamcache` that look at what a run has made; none of them runs a flow."""
+"""The commands of `dreamcache` that look at what runs have made; none of them runs a flow."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+
+from flows.ui import ui
 
 
 def compare(
@@ -67,4 +69,8 @@ def attention_map(
     print(f"Maps: {out / 'maps.png'}")
 
 
-RUN_COMMANDS: tuple[tuple[str, Callable[..., None]], ...] = (("compare", compare), ("attention-map", attention_map))
+RUN_COMMANDS: tuple[tuple[str, Callable[..., None]], ...] = (
+    ("compare", compare),
+    ("attention-map", attention_map),
+    ("ui", ui),
+)

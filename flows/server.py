@@ -1,16 +1,29 @@
-"""A Prefect server for one command: a child that dies with it, quiet, its database in the run's folder."""
+"""A Prefect server that dies with the command that started it: quiet, its database in a folder of ours."""
 
 from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-from shards.processes import ServerProcess, free_port
+from shards.processes import ServerProcess, end_with_parent, free_port
 
-QUIET = {"DO_NOT_TRACK": "1", "PREFECT_SERVER_ANALYTICS_ENABLED": "false", "PREFECT_CLI_PROMPT": "false"}
+QUIET = {
+    "DO_NOT_TRACK": "1",
+    "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+    "PREFECT_SERVER_UI_SHOW_PROMOTIONAL_CONTENT": "false",
+    "PREFECT_CLI_PROMPT": "false",
+}
+
+
+def start_server(folder: Path, port: int, app: str, environment: Mapping[str, str]) -> ServerProcess:
+    """Start a server of the app that a factory makes; its database is `folder/prefect.db`, its log beside it."""
+    command = [sys.executable, "-m", "uvicorn", "--app-dir", str(Path(__file__).parents[1]), "--factory", app]
+    command += ["--host", "127.0.0.1", "--port", str(port), "--log-level", "error", "--lifespan", "on"]
+    database = {"PREFECT_API_DATABASE_CONNECTION_URL": f"sqlite+aiosqlite:///{folder.resolve() / 'prefect.db'}"}
+    return ServerProcess("Prefect server", command, folder / "prefect.log", {**os.environ, **database, **environment})
 
 
 @contextmanager
@@ -18,11 +31,9 @@ def prefect_server(folder: Path, meanwhile: Callable[[], object]) -> Iterator[st
     """Yield the address of the Prefect API: the configured one, or that of a server which lives as long as this block.
 
     The server takes seconds to start; `meanwhile` is called while it does, to import what the block needs.
-    Prefect's own temporary server outlives a killed parent; this one does not. Its database is `folder/prefect.db`:
-    `prefect server start` shows its runs later, given that file's address, `sqlite+aiosqlite:///...`, as
-    PREFECT_API_DATABASE_CONNECTION_URL. Raises RuntimeError if it does not answer within three minutes.
+    Prefect's own temporary server outlives a killed parent; this one does not. `dreamcache ui --folder FOLDER` shows
+    its runs later. Raises RuntimeError if it does not answer within three minutes.
     """
-    import prefect
     from prefect.events.worker import EventsWorker
     from prefect.logging.handlers import APILogWorker
     from prefect.settings import PREFECT_API_URL, temporary_settings
@@ -32,20 +43,12 @@ def prefect_server(folder: Path, meanwhile: Callable[[], object]) -> Iterator[st
         yield configured
         return
     port = free_port()
-    command = [sys.executable, "-m", "uvicorn", "--app-dir", str(Path(prefect.__file__).parents[1]), "--factory"]
-    command += ["prefect.server.api.server:create_app", "--host", "127.0.0.1", "--port", str(port)]
-    command += ["--log-level", "error", "--lifespan", "on"]
-    environment = (
-        os.environ
-        | QUIET
-        | {
-            "PREFECT_API_DATABASE_CONNECTION_URL": f"sqlite+aiosqlite:///{folder.resolve() / 'prefect.db'}",
-            "PREFECT_UI_ENABLED": "0",
-            "PREFECT__SERVER_EPHEMERAL": "1",  # without the services that only a long-lived server needs
-            "PREFECT__SERVER_FINAL": "1",
-        }
-    )
-    server = ServerProcess("Prefect server", command, folder / "prefect.log", environment)
+    environment = {
+        "PREFECT_UI_ENABLED": "0",
+        "PREFECT__SERVER_EPHEMERAL": "1",  # without the services that only a long-lived server needs
+        "PREFECT__SERVER_FINAL": "1",
+    }
+    server = start_server(folder, port, "prefect.server.api.server:create_app", QUIET | environment)
     try:
         meanwhile()
         address = f"http://127.0.0.1:{port}/api"
@@ -60,3 +63,11 @@ def prefect_server(folder: Path, meanwhile: Callable[[], object]) -> Iterator[st
         EventsWorker.drain_all(timeout=5)
         os.environ.pop("PREFECT_API_URL", None)
         server.stop()
+
+
+def end_with_worker() -> None:
+    """Have a flow run that a worker started end with that worker, also by kill -9: it has a session of its own."""
+    from prefect.runtime import deployment
+
+    if deployment.id:
+        end_with_parent()

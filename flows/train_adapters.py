@@ -9,14 +9,17 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
 from prefect import flow, task
 from prefect.cache_policies import NO_CACHE
 from prefect.states import Completed, State
 
-from flows.artifacts import Progress, table_artifact
+from flows import report_training
+from flows.artifacts import Progress, chart_artifact, pictures_artifact, table_artifact
 from flows.lock import locked
 from flows.plans import check_inputs, training_step
 from flows.profiles import Profile, load_profile, record_configuration
+from flows.server import end_with_worker
 from shards.triplets import triplet_paths
 
 log = logging.getLogger(__name__)
@@ -33,6 +36,7 @@ def train_adapters(
         run: the run folder; build-dataset must have finished there.
         settings: dotted settings that differ from the profile's, such as {"training.steps": 400}.
     """
+    end_with_worker()
     chosen, folder = load_profile(profile, settings or {}), Path(run)
     with locked(folder):
         check_inputs("train-adapters", chosen, folder)
@@ -74,6 +78,7 @@ def train(profile: Profile, run: Path) -> State[Any] | None:
             if row.get("validation_right") is not None:
                 rows.append(row)
                 log.info("training: step %d, held-out loss %s", row["step"], _held_out(row))
+                _show(profile, run)
 
         # A GPU waits for no decoding; on a CPU more processes would only take turns.
         workers = min(8, os.cpu_count() or 1) if device == "cuda" else 0
@@ -82,10 +87,24 @@ def train(profile: Profile, run: Path) -> State[Any] | None:
         [*sorted(path for path in adapters.iterdir() if path.is_file()), step.folder / "log.csv"],
         {"seconds": round(time.monotonic() - started, 1), "device": device, "steps": profile.training.steps},
     )
+    _show(profile, run)
     if rows:
-        table_artifact("held-out-loss", "Loss on held-out triplets", [_validation(row) for row in rows])
+        text = f"Loss on held-out triplets; the adapters are in {step.folder / 'adapters'}"
+        table_artifact("held-out-loss", text, [_validation(row) for row in rows])
         log.info("training: done; held-out loss %s", _held_out(rows[-1]))
     return None
+
+
+def _show(profile: Profile, run: Path) -> None:
+    """How the training stands: its curves, and the newest grid of samples if these are taken."""
+    shown = report_training.training(profile, run)
+    if shown is not None:
+        chart_artifact("training-loss", "Training loss", shown["loss_chart"])
+        chart_artifact("held-out-loss-curves", "Loss on held-out triplets", shown["validation_chart"])
+    for path in sorted((run / "training" / "samples").glob("*.png"))[-1:]:
+        grid = Image.open(path)
+        text = f"Held-out subjects at step {int(path.stem)}: reference, plain, personalized"
+        pictures_artifact("training-samples", text, [grid], columns=1, side=max(grid.size))
 
 
 def _validation(row: dict[str, Any]) -> dict[str, Any]:

@@ -1,16 +1,20 @@
 """The command line on a whole run of very small models, in processes of its own as a user starts them."""
 
+import base64
+import contextlib
 import hashlib
 import json
 import os
 import re
 import shutil
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import pytest
 from tiny_profile import as_arguments, tiny_settings
@@ -75,6 +79,27 @@ def test_report_stands_alone(finished_run: tuple[Path, str]) -> None:
         assert heading in text
     for label in ("No adapters", "Committed adapters", "wrong reference", "Real against real", "no box", "MDINO"):
         assert label in text
+
+
+def test_prefect_is_shown_curves_pictures_accounts_scores_and_the_report(finished_run: tuple[Path, str]) -> None:
+    run, _ = finished_run
+    with contextlib.closing(sqlite3.connect(run / "prefect" / "prefect.db")) as database:
+        shown = database.execute("SELECT key, type, data, description FROM artifact").fetchall()
+        names = {name for (name,) in database.execute("SELECT name FROM flow_run")}
+    assert names == {f"{what} {run}" for what in ("all of", "dataset in", "adapters of", "evaluation of")}
+    data = {key: json.loads(data) for key, _, data, _ in shown if key}
+    for key in ("training-loss", "held-out-loss-curves"):
+        svg = base64.b64decode(data[key].removeprefix("data:image/svg+xml;base64,")).decode()
+        ElementTree.fromstring(svg)
+        assert "<style>" in svg and "<polyline" in svg
+    assert data["triplets"].startswith("data:image/jpeg;base64,")
+    assert re.search(r"\| \w+ \| [a-z ]+ \| \d+ \|", data["dataset-accounts"])
+    assert re.search(r"\d\.\d+ \[-?\d\.\d+, -?\d\.\d+\]", str(data["evaluation-scores"]))
+    # This server shows no reports: the link is to the file.
+    assert data["report-first"] == f"[Report of {run}]({(run / 'report.html').as_uri()})"
+    progress = {text for _, kind, _, text in shown if kind == "progress"}
+    assert "captions: 32 records in" in {text.rsplit(" ", 2)[0] for text in progress}
+    assert not [text for text in progress if text.endswith("left")]
 
 
 def test_a_second_start_finds_all_up_to_date_without_torch_or_prefect(finished_run: tuple[Path, str]) -> None:
