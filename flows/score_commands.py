@@ -1,0 +1,109 @@
+"""The commands of `dreamcache` that score images and compare scores."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from flows.command import (
+    JsonOption,
+    ProfileOption,
+    RunOption,
+    SetOption,
+    configuration,
+    fail,
+    json_apart,
+    print_json,
+    run_flow,
+)
+from flows.profiles import Profile
+
+
+def evaluate(
+    images: Annotated[
+        Path | None, typer.Option(help="a folder with an image a case: SUBJECT/PROMPT-POSITION.png")
+    ] = None,
+    calibrate: Annotated[bool, typer.Option("--calibrate", help="real images against real images instead")] = False,
+    rows: Annotated[Path | None, typer.Option(help="sum up an evaluation's folder again, from its stored rows")] = None,
+    name: Annotated[
+        str | None, typer.Option(help="what the scores are called", show_default="the folder's name")
+    ] = None,
+    dataset: Annotated[Path | None, typer.Option(help="DreamBooth's folder, in place of the profile's")] = None,
+    profile: ProfileOption = "miniature",
+    run: RunOption = None,
+    settings: SetOption = None,
+    as_json: JsonOption = False,
+    debug: bool = False,
+) -> None:
+    """Score any images as a run's own are scored, calibrate on the real ones, or sum up stored rows again.
+
+    Example: dreamcache evaluate --images peers/elite --dataset dreambooth/dataset --profile full --run runs/mine
+    """
+    if sum((images is not None, calibrate, rows is not None)) != 1:
+        fail("evaluate needs one of --images FOLDER, --calibrate and --rows FOLDER", 2)
+    given = settings or []
+    chosen, folder, changed = configuration(profile, run, given + ([f"benchmark={dataset}"] if dataset else []))
+    from flows.score_tables import calibration, calibration_table, recomputed, summary_table
+
+    if rows is None:
+        called = name or (images.name if images else "real")
+        with json_apart(as_json):
+            rows = _score_images(chosen, folder, changed, images, called, debug)
+    if calibrate:
+        content = calibration(rows, chosen.dino, chosen.clip)
+    else:
+        content, same = recomputed(rows)
+        content |= {"as_stored": same}
+    if as_json:
+        print_json(content | {"rows": str(rows)})
+        return
+    print(calibration_table(content) if calibrate else summary_table(content))
+    if images or calibrate:
+        print(f"Rows: {rows}")
+    else:
+        said = "the same, to the last digit" if content["as_stored"] else "something else: it is not of these rows"
+        print(f"summary.json says {said}.")
+
+
+def _score_images(
+    profile: Profile, run: Path, settings: dict[str, Any], images: Path | None, name: str, debug: bool
+) -> Path:
+    """Score a folder's images, or the real ones for None, where that is not up to date; returns the folder of rows."""
+    from flows.evaluation_plans import remaining_scores, scores_folder
+    from flows.lock import locked
+
+    folder, reasons = scores_folder(run, images, name), remaining_scores(profile, run, images, name)
+    with locked(run):  # if another process works there, say so before anything is started
+        pass
+    if reasons:
+        print("\n".join(["To do:", *reasons]), flush=True)
+        more = {"images": None if images is None else str(images), "name": name}
+        run_flow("evaluate", profile.name, run, settings, debug, **more)
+    return folder
+
+
+def compare(
+    first: Annotated[Path, typer.Argument(help="an evaluation's folder, or a run folder")],
+    second: Annotated[Path, typer.Argument(help="another one, of the same benchmark and protocol")],
+    variant: Annotated[
+        str | None, typer.Option(help="which of their images", show_default="the adapters', or the only ones")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Print the paired differences of two evaluations' scores, first minus second, with 95% intervals.
+
+    Example: dreamcache compare runs/mine runs/mine/evaluation-of-elite
+    """
+    from flows.score_tables import compared, comparison_table
+
+    found = compared(first, second, variant)
+    if as_json:
+        print_json(found)
+    else:
+        print(comparison_table(found))
+
+
+SCORE_COMMANDS: tuple[tuple[str, Callable[..., None]], ...] = (("evaluate", evaluate), ("compare", compare))
