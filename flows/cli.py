@@ -28,7 +28,7 @@ from flows.dataset_commands import DATASET_COMMANDS
 from flows.messages import quiet_models
 from flows.picture_commands import PICTURE_COMMANDS
 from flows.profiles import Profile, changed_settings
-from flows.score_commands import SCORE_COMMANDS
+from flows.run_commands import RUN_COMMANDS
 
 app = typer.Typer(
     name="dreamcache",
@@ -183,7 +183,7 @@ def _add_plain_command(name: str, action: Callable[..., None]) -> None:
     app.command(name)(command)
 
 
-for _name, _action in (*SCORE_COMMANDS, *DATASET_COMMANDS, *PICTURE_COMMANDS):
+for _name, _action in (*RUN_COMMANDS, *DATASET_COMMANDS, *PICTURE_COMMANDS):
     _add_plain_command(_name, _action)
 
 

@@ -63,8 +63,10 @@ def say(made: Path, capsys: pytest.CaptureFixture[str]) -> Say:
         except SystemExit as end:
             code = int(str(end.code))
         heard = capsys.readouterr()
-        assert not code or len(heard.err.strip().splitlines()) == 1, heard.err
-        return code, heard.err if code else heard.out
+        # Bars of libraries that were imported before the command could quieten them end in "it/s]".
+        lines = [line for line in heard.err.splitlines() if line and "it/s]" not in line]
+        assert len(lines) == (code != 0), heard.err
+        return code, lines[0] if code else heard.out
 
     return run
 
@@ -147,7 +149,7 @@ def test_bad_photos_are_one_line_and_write_nothing(made: Path, say: Say, tmp_pat
         ((made / "nothing.png",), "nothing.png: no such image"),
         ((made / "notes.txt",), "not a readable image"),
         ((made / "torn.png", "--noun", "dog"), "torn.png: not a readable image"),
-        ((made / "photo.png",), "neither cut out nor on white; say what it shows by --noun, or where by --mask"),
+        ((made / "photo.png",), "neither cut out nor on white; name what it shows by --noun"),
         ((made / "white.png",), "white all over, there is no subject"),
         ((made / "photo.png", "--noun", "teapot", "--set", "gates.min_box_score=1.0"), "no teapot found: the best box"),
         ((made / "photo.png", "--noun", "dog", "--set", "masks.min_stored_score=1.0"), "no dog found: not one box"),

@@ -106,4 +106,4 @@ def compare(
         print(comparison_table(found))
 
 
-SCORE_COMMANDS: tuple[tuple[str, Callable[..., None]], ...] = (("evaluate", evaluate), ("compare", compare))
+RUN_COMMANDS: tuple[tuple[str, Callable[..., None]], ...] = (("evaluate", evaluate), ("compare", compare))
