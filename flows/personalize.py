@@ -90,7 +90,9 @@ def cut_out(path: Path, profile: Profile, noun: str | None, mask: Path | None) -
         if reference_mask(photo).getbbox() is None:
             raise ValueError("it is white all over, there is no subject")
     except ValueError as error:
-        raise ValueError(f"{path}: {error}; name what it shows by --noun (perhaps otherwise), or give its --mask") from error
+        raise ValueError(
+            f"{path}: {error}; name what it shows by --noun (perhaps otherwise), or give its --mask"
+        ) from error
     return photo
 
 

@@ -5,10 +5,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image, ImageDraw
 from test_dreamcache_adapters import moved_adapters
 from tiny_datagen import save_tiny_owlvit, save_tiny_sam
 from tiny_diffusion import save_tiny_stable_diffusion
+from transformers import OwlViTForObjectDetection
 
 from dreamcache.adapters import AdapterSet
 from dreamcache.backbone import load_backbone
@@ -22,7 +24,7 @@ Say = Callable[..., tuple[int, str]]
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("personalize")
-    save_tiny_owlvit(folder / "owlvit")
+    save_seeing_owlvit(folder / "owlvit")
     save_tiny_sam(folder / "sam")
     backbone = load_backbone(save_tiny_stable_diffusion(folder / "sd"))
     adapters = moved_adapters(backbone.unet)
@@ -43,6 +45,15 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "notes.txt").write_text("no picture")
     (folder / "torn.png").write_bytes((folder / "photo.png").read_bytes()[:-400])
     return folder
+
+
+def save_seeing_owlvit(folder: Path) -> None:
+    """The tiny OWL-ViT, of whose random boxes few have an area, with one on every patch, scored by the cosine alone."""
+    model = OwlViTForObjectDetection.from_pretrained(save_tiny_owlvit(folder))
+    for part in (model.box_head.dense2, model.class_head.logit_shift, model.class_head.logit_scale):
+        torch.nn.init.zeros_(part.weight)
+        torch.nn.init.zeros_(part.bias)
+    model.save_pretrained(folder)
 
 
 @pytest.fixture
