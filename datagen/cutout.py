@@ -21,7 +21,7 @@ def subject_mask(image: Image, noun: str, config: MasksConfig, gates: GatesConfi
     from PIL import Image
 
     finder, cutter = load_engines(config)
-    ((*boxes,),) = finder.find([image], [noun])
+    ((*boxes,),) = finder.find([image], [noun.lower()])
     if not boxes or boxes[0].score < gates.min_box_score:
         best = f"the best box scores {boxes[0].score:.2f}" if boxes else "not one box"
         raise ValueError(f"no {noun} found: {best}, gates.min_box_score is {gates.min_box_score:g}")

@@ -77,7 +77,7 @@ def cut_out(path: Path, profile: Profile, noun: str | None, mask: Path | None) -
             if found.size != photo.size:
                 raise ValueError(f"{mask} is {found.width} x {found.height}, the photo {photo.width} x {photo.height}")
             photo.putalpha(found)
-        elif noun is not None and alone != "cut out":
+        elif noun is not None and noun.strip() and alone != "cut out":
             from datagen.cutout import subject_mask
 
             found, said = subject_mask(photo, noun, profile.dataset.masks, profile.dataset.gates)
@@ -90,9 +90,8 @@ def cut_out(path: Path, profile: Profile, noun: str | None, mask: Path | None) -
         if reference_mask(photo).getbbox() is None:
             raise ValueError("it is white all over, there is no subject")
     except ValueError as error:
-        raise ValueError(
-            f"{path}: {error}; name what it shows by --noun (perhaps otherwise), or give its --mask"
-        ) from error
+        advice = "name what it shows by --noun (perhaps otherwise), or give its --mask"
+        raise ValueError(f"{path}: {error}; {advice}") from error
     return photo
 
 
@@ -142,7 +141,8 @@ class _Picture:
             with Image.open(self.path) as image:
                 image.load()
                 found: dict[str, str] = getattr(image, "text", {})
-            if json.loads(found["settings"])["reference"] == json.loads(self.settings)["reference"]:
+            digests = [json.loads(text)["reference"]["reference"] for text in (found["settings"], self.settings)]
+            if digests[0] == digests[1]:
                 return found == self.texts
         except (OSError, SyntaxError, ValueError, KeyError, TypeError):
             pass
