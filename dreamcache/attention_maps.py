@@ -85,6 +85,7 @@ def sample_with_attention(
     *,
     seed: int = 0,
     scheduler: Any = None,
+    progress: Callable[[int, int], None] | None = None,
 ) -> tuple[Image.Image, AttentionMaps]:
     """The image that `sample_images` gives, and the attention maps of its branch with reference and text.
 
@@ -93,7 +94,9 @@ def sample_with_attention(
     if cache.references != 1:
         raise ValueError(f"attention maps are of one subject, the cache holds {cache.references}: join or select them")
     with _recorded(backbone.unet, adapters.layers) as means:
-        (image,) = sample_images(backbone, adapters, cache, [prompt], config, seeds=[seed], scheduler=scheduler)
+        (image,) = sample_images(
+            backbone, adapters, cache, [prompt], config, seeds=[seed], scheduler=scheduler, progress=progress
+        )
     maps = {}
     for layer, (total, count) in means.items():
         side = isqrt(total.shape[0])
@@ -195,14 +198,17 @@ def write_attention_maps(
     region: Region,
     config: SamplingConfig,
     seed: int = 0,
+    subject: str = "",
+    progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, tuple[float, float]]:
     """Sample an image and write it, its region's maps as `maps.npz` ((H, W) a layer) and `maps.png`, into a folder.
 
+    `subject` is the subject's noun, for adapters trained with text in the cache; `progress` gets (steps done, steps).
     Returns `AttentionMaps.subject_shares`. ValueError for a region outside the image.
     """
     size = backbone.image_size
-    cache = cache_reference(backbone, references, **adapters.cache_settings()).joined()
-    image, maps = sample_with_attention(backbone, adapters, cache, prompt, config, seed=seed)
+    cache = cache_reference(backbone, references, **adapters.cache_settings(subject)).joined()
+    image, maps = sample_with_attention(backbone, adapters, cache, prompt, config, seed=seed, progress=progress)
     shares = maps.subject_shares(region, [reference_mask(reference, size=size) for reference in references])
     shown = [reference_image(reference, size=size) for reference in references]
     folder.mkdir(parents=True, exist_ok=True)

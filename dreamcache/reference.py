@@ -1,5 +1,7 @@
 """Reference images: the subject alone on white, as sampling and training show it to the U-Net (paper Section 3.3)."""
 
+from typing import Literal
+
 import numpy as np
 import torch
 from PIL import Image, ImageEnhance, ImageOps
@@ -31,6 +33,19 @@ def reference_image(image: Image.Image, mask: Image.Image | None = None, size: i
         return square.resize((size, size), Image.Resampling.BICUBIC)
     cutout, alpha = _crop_to_subject(image, mask)
     return _place(cutout, alpha, size, SAMPLING_FILL, 0.5, 0.5)
+
+
+def shown_alone(image: Image.Image) -> Literal["cut out", "on white"] | None:
+    """How an image shows its subject alone: by its alpha channel, or three quarters of its edge are white; or not.
+
+    ValueError for a file that ends too early.
+    """
+    image, mask = _with_mask(image, None)
+    if mask is not None:
+        return "cut out"
+    white = np.asarray(image).min(axis=2) >= WHITE
+    edge = np.concatenate([white[0], white[-1], white[1:-1, 0], white[1:-1, -1]])
+    return "on white" if edge.mean() >= 0.75 else None
 
 
 def reference_mask(image: Image.Image, mask: Image.Image | None = None, size: int = 512) -> Image.Image:

@@ -3,36 +3,45 @@
 from __future__ import annotations
 
 import functools
-import importlib
-import sys
-import time
+import inspect
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any
 
 import typer
 
+from flows.command import (
+    DebugOption,
+    JsonOption,
+    ProfileOption,
+    RunOption,
+    SetOption,
+    configuration,
+    fail,
+    json_apart,
+    or_one_line,
+    print_json,
+    run_flow,
+)
 from flows.dataset_commands import DATASET_COMMANDS
-from flows.messages import quiet_libraries
-from flows.profiles import Profile, changed_settings, load_profile
+from flows.messages import quiet_models
+from flows.picture_commands import PICTURE_COMMANDS
+from flows.profiles import Profile, changed_settings
 from flows.run_commands import RUN_COMMANDS
-from flows.settings import parse_settings
 
 app = typer.Typer(
     name="dreamcache",
-    help="Build the dataset, train DreamCache adapters on it, and measure them.",
+    help="Build the dataset, train DreamCache adapters on it, measure them, and personalize images with them."
+    "\n\nExample: dreamcache run --run runs/demo"
+    '\n\nExample: dreamcache personalize dog.jpg "a dog on a beach" --noun dog --run runs/demo'
+    "\n\nExit codes: 0 done, 1 failed or (verify) something is wrong, 2 a wrong name, 130 stopped.",
     no_args_is_help=True,
     add_completion=True,
     pretty_exceptions_enable=False,
 )
 
-ProfileOption = Annotated[str, typer.Option("--profile", "-p", help="miniature (CPU, ships here) or full (GPU)")]
-RunOption = Annotated[Path | None, typer.Option("--run", "-r", help="the run folder [default: runs/PROFILE]")]
-SetOption = Annotated[
-    list[str] | None, typer.Option("--set", "-s", help="change a setting: images.guidance_scale=5.0 (repeatable)")
-]
 DryRunOption = Annotated[bool, typer.Option("--dry-run", help="only say what would be done, and why")]
-DebugOption = Annotated[bool, typer.Option("--debug", help="show tracebacks and all of Prefect's messages")]
 ParentOption = Annotated[bool, typer.Option("--end-with-parent", hidden=True)]
 
 
@@ -49,8 +58,8 @@ def _add_flow_command(name: str, text: str, example: str) -> None:
             from shards.processes import end_with_parent as end
 
             end()
-        chosen, folder, changed = _configuration(profile, run, settings)
-        _or_one_line(lambda: _plan_then_run(name, chosen, folder, changed, dry_run, debug), debug)
+        chosen, folder, changed = configuration(profile, run, settings)
+        or_one_line(lambda: _plan_then_run(name, chosen, folder, changed, dry_run, debug), debug)
 
     command.__doc__ = f"{text}\n\nExample: dreamcache {name} {example}"
     app.command(name)(command)
@@ -75,42 +84,6 @@ _add_flow_command(
 
 
 @app.command()
-def evaluate(
-    images: Annotated[
-        Path | None, typer.Option(help="a folder with an image a case: SUBJECT/PROMPT-POSITION.png")
-    ] = None,
-    calibrate: Annotated[bool, typer.Option("--calibrate", help="real images against real images instead")] = False,
-    rows: Annotated[Path | None, typer.Option(help="sum up an evaluation's folder again, from its stored rows")] = None,
-    name: Annotated[str | None, typer.Option(help="what the scores are called [default: the folder's name]")] = None,
-    dataset: Annotated[Path | None, typer.Option(help="DreamBooth's folder, in place of the profile's")] = None,
-    profile: ProfileOption = "miniature",
-    run: RunOption = None,
-    settings: SetOption = None,
-    debug: DebugOption = False,
-) -> None:
-    """Score any images as a run's own are scored, calibrate on the real ones, or sum up stored rows again.
-
-    Example: dreamcache evaluate --images peers/elite --dataset dreambooth/dataset --profile full --run runs/mine
-    """
-    if sum((images is not None, calibrate, rows is not None)) != 1:
-        _fail("evaluate needs one of --images FOLDER, --calibrate and --rows FOLDER", 2)
-    given = settings or []
-    chosen, folder, changed = _configuration(profile, run, given + ([f"benchmark={dataset}"] if dataset else []))
-
-    def score() -> None:
-        from flows import score_tables
-
-        if rows is not None:
-            table, same = score_tables.recomputed(rows)
-            said = "the same, to the last digit" if same else "something else: it is not of these rows"
-            print(table, f"summary.json says {said}.", sep="\n")
-        else:
-            _score_images(chosen, folder, changed, images, name or (images.name if images else "real"), debug)
-
-    _or_one_line(score, debug)
-
-
-@app.command()
 def report(
     profile: ProfileOption = "miniature",
     run: RunOption = None,
@@ -121,14 +94,14 @@ def report(
 
     Example: dreamcache report --run runs/demo
     """
-    chosen, folder, _ = _configuration(profile, run, settings)
+    chosen, folder, _ = configuration(profile, run, settings)
 
     def write() -> None:
         from flows.report import write_report
 
         print(f"Report: {write_report(chosen, folder)}")
 
-    _or_one_line(write, debug)
+    or_one_line(write, debug)
 
 
 @app.command()
@@ -136,13 +109,14 @@ def estimate(
     profile: ProfileOption = "miniature",
     run: RunOption = None,
     settings: SetOption = None,
+    as_json: JsonOption = False,
     debug: DebugOption = False,
 ) -> None:
     """Say what a dataset will take, stage by stage, from its finished shards; without one, the first is made.
 
     Example: dreamcache estimate --profile full --run runs/big --set target_triplets=400000
     """
-    chosen, folder, changed = _configuration(profile, run, settings)
+    chosen, folder, changed = configuration(profile, run, settings)
 
     def tell() -> None:
         from datagen import estimate as reckoning
@@ -151,16 +125,22 @@ def estimate(
         dataset = Dataset(chosen.dataset, folder)
         if not dataset.markers("triplets", [0]):
             first = {"shards": 1, "target_triplets": None}
-            _run_flow("build-dataset", profile, folder, changed | first, debug)
-        print(reckoning.table(reckoning.estimate(dataset)))
+            with json_apart(as_json):
+                run_flow("build-dataset", profile, folder, changed | first, debug)
+        lines = reckoning.estimate(dataset)
+        if as_json:
+            print_json([asdict(line) for line in lines])
+        else:
+            print(reckoning.table(lines))
 
-    _or_one_line(tell, debug)
+    or_one_line(tell, debug)
 
 
 @app.command()
 def verify(
     run: Annotated[Path, typer.Argument(help="the run folder")],
     repair: Annotated[bool, typer.Option("--repair", help="make again what is wrong, and nothing else")] = False,
+    as_json: JsonOption = False,
     debug: DebugOption = False,
 ) -> None:
     """Check every marker, checksum, count and key of a run; what is wrong is named, one line each, with exit code 1.
@@ -168,39 +148,43 @@ def verify(
     Example: dreamcache verify runs/demo --repair
     """
     if not run.is_dir():
-        _fail(f"there is no run folder {run}", 2)
+        fail(f"there is no run folder {run}", 2)
 
     def check() -> None:
         from flows.verify import verify_run
 
         def make_again(command: str, made: Profile) -> None:
-            _run_flow(command, made.name, run, changed_settings(made), debug)
+            run_flow(command, made.name, run, changed_settings(made), debug)
 
-        if not verify_run(run, make_again if repair else None):
+        with json_apart(as_json):
+            found = verify_run(run, make_again if repair else None)
+        if as_json:
+            print_json(found.content())
+        if found.lines:
             raise SystemExit(1)
 
-    _or_one_line(check, debug)
+    or_one_line(check, debug)
 
 
 def _add_plain_command(name: str, action: Callable[..., None]) -> None:
-    @functools.wraps(action)
-    def command(*arguments: Any, **options: Any) -> None:
-        _or_one_line(lambda: action(*arguments, **options), debug=False)
+    """A function as a command: its errors are one line, and --debug is added where it does not take that itself."""
+    signature = inspect.signature(action, eval_str=True)
+    own = {name: one for name, one in signature.parameters.items() if name != "debug"}
+    option = inspect.Parameter("debug", inspect.Parameter.KEYWORD_ONLY, default=False, annotation=DebugOption)
 
+    @functools.wraps(action)
+    def command(*arguments: Any, debug: bool = False, **options: Any) -> None:
+        quiet_models(debug)
+        if "debug" in signature.parameters:
+            options["debug"] = debug
+        or_one_line(lambda: action(*arguments, **options), debug)
+
+    command.__signature__ = signature.replace(parameters=[*own.values(), option])  # type: ignore[attr-defined]
     app.command(name)(command)
 
 
-for _name, _action in (*DATASET_COMMANDS, *RUN_COMMANDS):
+for _name, _action in (*RUN_COMMANDS, *DATASET_COMMANDS, *PICTURE_COMMANDS):
     _add_plain_command(_name, _action)
-
-
-def _configuration(profile: str, run: Path | None, settings: list[str] | None) -> tuple[Profile, Path, dict[str, Any]]:
-    """The profile with its settings changed, and the run folder; wrong names end the program with code 2."""
-    try:
-        changed = parse_settings(settings or [])
-        return load_profile(profile, changed), run or Path("runs") / profile, changed
-    except ValueError as error:
-        _fail(error, 2)
 
 
 def _plan_then_run(
@@ -219,74 +203,9 @@ def _plan_then_run(
         with locked(run):  # if another process works there, say so before anything is started
             pass
         print("\n".join(["To do:", *reasons]), flush=True)
-        _run_flow(name, profile.name, run, settings, debug)
+        run_flow(name, profile.name, run, settings, debug)
     if name == "run" and not dry_run:
         print(f"Report: {run / 'report.html'}")
-
-
-def _score_images(
-    profile: Profile, run: Path, settings: dict[str, Any], images: Path | None, name: str, debug: bool
-) -> None:
-    from flows.evaluation_plans import remaining_scores, scores_folder
-    from flows.lock import locked
-    from flows.score_tables import calibration_table, recomputed
-
-    folder, reasons = scores_folder(run, images, name), remaining_scores(profile, run, images, name)
-    with locked(run):  # if another process works there, say so before anything is started
-        pass
-    if reasons:
-        print("\n".join(["To do:", *reasons]), flush=True)
-        more = {"images": None if images is None else str(images), "name": name}
-        _run_flow("evaluate", profile.name, run, settings, debug, **more)
-    print(recomputed(folder)[0] if images else calibration_table(folder, profile.dino, profile.clip))
-    print(f"Rows: {folder}")
-
-
-def _run_flow(command: str, profile: str, run: Path, settings: dict[str, Any], debug: bool, **more: Any) -> None:
-    started = time.monotonic()
-    quiet_libraries(debug)
-    from flows.server import prefect_server
-
-    with prefect_server(run / "prefect", meanwhile=_flows):
-        _flows()[command](profile=profile, run=str(run), settings=settings, **more)
-    print(f"Done in {time.monotonic() - started:.0f} s.")
-
-
-def _flows() -> dict[str, Callable[..., Any]]:
-    from flows.build_dataset import build_dataset as build
-    from flows.evaluate_adapters import evaluate_adapters
-    from flows.evaluate_images import evaluate_images
-    from flows.pipeline import dreamcache_pipeline
-    from flows.train_adapters import train_adapters as train
-
-    importlib.import_module("diffusers")  # with torch, seconds that would be spent later anyway
-    return {
-        "run": dreamcache_pipeline,
-        "build-dataset": build,
-        "train-adapters": train,
-        "evaluate-adapters": evaluate_adapters,
-        "evaluate": evaluate_images,
-    }
-
-
-def _or_one_line(action: Callable[[], None], debug: bool) -> None:
-    """Run an action; an error becomes one line and exit code 1, its traceback shown with --debug alone."""
-    try:
-        action()
-    except KeyboardInterrupt:
-        _fail("stopped; start again to go on where it stood", 130)
-    except Exception as error:
-        if debug:
-            raise
-        _fail(error, 1)
-
-
-def _fail(error: object, code: int) -> NoReturn:
-    text = " ".join(str(error).split()) or type(error).__name__
-    if isinstance(error, Exception) and not isinstance(error, (ValueError, OSError, RuntimeError)):
-        text = f"{type(error).__name__}: {text} (--debug shows where)"
-    print(f"dreamcache: {text}", file=sys.stderr)
-    raise SystemExit(code)
 
 
 def main() -> None:

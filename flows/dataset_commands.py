@@ -8,6 +8,9 @@ from typing import Annotated, Literal
 
 import typer
 
+from flows.command import JsonOption, configuration, json_apart, print_json
+from flows.progress import Progress
+
 RunOption = Annotated[Path, typer.Option("--run", "-r", help="the run folder to write")]
 Sources = Annotated[list[Path], typer.Argument(help="folders or uncompressed tars")]
 
@@ -31,18 +34,16 @@ def import_dataset(
     """
     from flows.describe import describe
     from flows.lock import locked
-    from flows.profiles import load_profile
-    from flows.settings import parse_settings
     from shards.imports import import_shards
 
-    chosen = load_profile(profile, parse_settings(settings or []))
+    chosen, _, _ = configuration(profile, run, settings)
     config = chosen.dataset
     with locked(run):
-        paths = import_shards(sources, layout, run, config.captions_per_shard, _Progress("imported", "records"))
+        paths = import_shards(sources, layout, run, config.captions_per_shard, Progress("imported", "records"))
         if layout == "pairs":
             from datagen.imported import ImportedImages
 
-            ImportedImages(config, run).make_triplets(len(paths), lambda stage, *at: _Progress(stage, "shards")(*at))
+            ImportedImages(config, run).make_triplets(len(paths), lambda stage, *at: Progress(stage, "shards")(*at))
         describe(run, chosen if layout == "pairs" else None)
         _tell_accounts(run)
 
@@ -59,7 +60,7 @@ def merge(
     from shards.merge import merge_runs
 
     with locked(run):
-        merge_runs(runs, run, _Progress("merged", "shards"))
+        merge_runs(runs, run, Progress("merged", "shards"))
         describe(run)
         _tell_accounts(run)
 
@@ -77,7 +78,7 @@ def export(
     """
     from shards.export import export_dataset
 
-    export_dataset(run, folder, _Progress("exported", "shards"))
+    export_dataset(run, folder, Progress("exported", "shards"))
     print(f"{folder}: a dataset with its card")
     if push is not None:
         from huggingface_hub import HfApi
@@ -94,6 +95,7 @@ def inspect(
         "contact-sheet.jpg"
     ),
     count: Annotated[int, typer.Option(min=1, help="triplets shown, spread evenly")] = 12,
+    as_json: JsonOption = False,
 ) -> None:
     """Print what is in a dataset and write some of its triplets as one picture.
 
@@ -107,9 +109,14 @@ def inspect(
     shard = place.suffix == ".tar"
     paths = [place] if shard else triplet_paths(place)
     accounts = {} if shard else stage_accounts(dataset_markers(place, paths))
-    print("\n".join(statistics_lines(triplet_statistics(paths) | {"stages": accounts})))
-    triplets_sheet(paths, count).save(out, quality=90)
-    print(f"Contact sheet: {out}")
+    with json_apart(as_json):
+        statistics = triplet_statistics(paths, Progress("read", "shards")) | {"stages": accounts}
+        triplets_sheet(paths, count).save(out, quality=90)
+    if as_json:
+        print_json(statistics | {"contact_sheet": str(out)})
+    else:
+        print("\n".join(statistics_lines(statistics)))
+        print(f"Contact sheet: {out}")
 
 
 def _tell_accounts(run: Path) -> None:
@@ -120,20 +127,6 @@ def _tell_accounts(run: Path) -> None:
         reasons = ", ".join(f"{reason} {count}" for reason, count in row["rejected"].items())
         print(f"{stage}: {row['in']} in, {row['out']} out" + (f"; rejected: {reasons}" if reasons else ""))
     print(f"{run / 'triplets'}: {statistics['triplets']} triplets in {statistics['shards']} shards")
-
-
-class _Progress:
-    """Says how far a command is, every ten seconds at most."""
-
-    def __init__(self, verb: str, unit: str) -> None:
-        import time
-
-        self.verb, self.unit, self.clock, self.last = verb, unit, time.monotonic, time.monotonic()
-
-    def __call__(self, done: int, total: int) -> None:
-        if self.clock() - self.last >= 10:
-            self.last = self.clock()
-            print(f"{self.verb} {done} of {total} {self.unit}", flush=True)
 
 
 DATASET_COMMANDS: tuple[tuple[str, Callable[..., None]], ...] = (

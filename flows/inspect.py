@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image
 
-from flows.pictures import contact_sheet, with_mask
+from flows.pictures import contact_sheet, with_mask, written
 from shards.triplets import TripletShards
 
 SIDE = 192
@@ -55,13 +54,5 @@ def triplets_sheet(paths: Sequence[Path], count: int) -> Image.Image:
         triplet = triplets.read(*places[number * len(places) // count])
         image, mask = triplet.image, triplet.mask
         cells += [image, with_mask(image, mask), reference_image(image, mask, SIDE)]
-        cells.append(_written(f"{triplet.caption}\n\n{triplet.record.get('class', '')} ({triplet.key})"))
+        cells.append(written(f"{triplet.caption}\n\n{triplet.record.get('class', '')} ({triplet.key})", SIDE))
     return contact_sheet(cells, 4, SIDE)
-
-
-def _written(text: str) -> Image.Image:
-    """Text as a square picture."""
-    lines = [part for line in text.split("\n") for part in textwrap.wrap(line, 28) or [""]]
-    picture = Image.new("RGB", (SIDE, SIDE), "white")
-    ImageDraw.Draw(picture).text((6, 6), "\n".join(lines), fill="black", font=ImageFont.load_default(12))
-    return picture

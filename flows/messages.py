@@ -10,16 +10,24 @@ _HANDLER = logging.StreamHandler(sys.stdout)
 _HANDLER.setFormatter(logging.Formatter("%(asctime)s  %(message)s", "%H:%M:%S"))
 
 
-def quiet_libraries(debug: bool) -> None:
-    """Our own log lines on standard output; of the libraries, errors alone, or with --debug everything."""
-    os.environ.setdefault("PREFECT_LOGGING_EXTRA_LOGGERS", "flows")  # so that the UI shows our lines too
-    os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "DEBUG" if debug else "CRITICAL")
+def quiet_models(debug: bool) -> None:
+    """Of the libraries that run models, errors alone, or with --debug everything; before they are imported."""
+    if debug:
+        return
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TQDM_DISABLE", "1")
+
+
+def quiet_libraries(debug: bool) -> None:
+    """Our own log lines on standard output; of the libraries, errors alone, or with --debug everything."""
+    quiet_models(debug)
+    os.environ.setdefault("PREFECT_LOGGING_EXTRA_LOGGERS", "flows")  # so that the UI shows our lines too
+    os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "DEBUG" if debug else "CRITICAL")
     import prefect.main  # noqa: F401  (sets up logging once; our handler is added to what it sets)
 
     logger = logging.getLogger("flows")
     logger.setLevel(logging.INFO)
+    _HANDLER.setStream(sys.stdout)  # which may be another by now: see `json_apart`
     logger.addHandler(_HANDLER)  # once, though a repair runs several flows in one process

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import base64
 import io
+import textwrap
 from collections.abc import Sequence
 
-from PIL import Image, ImageOps
+from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 
 def data_uri(image: Image.Image, side: int = 192) -> str:
@@ -16,6 +17,11 @@ def data_uri(image: Image.Image, side: int = 192) -> str:
     buffer = io.BytesIO()
     image.save(buffer, "JPEG", quality=88, optimize=True)
     return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+
+
+def from_data_uri(text: str) -> Image.Image:
+    """The image that `data_uri` wrote."""
+    return Image.open(io.BytesIO(base64.b64decode(text.partition(",")[2])))
 
 
 def with_mask(image: Image.Image, mask: Image.Image) -> Image.Image:
@@ -33,3 +39,11 @@ def contact_sheet(images: Sequence[Image.Image], columns: int, side: int) -> Ima
         cell = ImageOps.contain(image.convert("RGB"), (side, side))
         sheet.paste(cell, (number % columns * (side + 4), number // columns * (side + 4)))
     return sheet
+
+
+def written(text: str, side: int) -> Image.Image:
+    """Text as a picture of side x side pixels."""
+    lines = [part for line in text.split("\n") for part in textwrap.wrap(line, side // 7) or [""]]
+    picture = Image.new("RGB", (side, side), "white")
+    ImageDraw.Draw(picture).text((6, 6), "\n".join(lines), fill="black", font=ImageFont.load_default(12))
+    return picture

@@ -1,76 +1,114 @@
-"""The commands of `dreamcache` that look at what runs have made; none of them runs a flow."""
+"""The commands of `dreamcache` that score images and compare scores, and the one that shows Prefect's UI."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
+from flows.command import (
+    JsonOption,
+    ProfileOption,
+    RunOption,
+    SetOption,
+    configuration,
+    fail,
+    json_apart,
+    print_json,
+    run_flow,
+)
+from flows.profiles import Profile
 from flows.ui import ui
+
+
+def evaluate(
+    images: Annotated[
+        Path | None, typer.Option(help="a folder with an image a case: SUBJECT/PROMPT-POSITION.png")
+    ] = None,
+    calibrate: Annotated[bool, typer.Option("--calibrate", help="real images against real images instead")] = False,
+    rows: Annotated[Path | None, typer.Option(help="sum up an evaluation's folder again, from its stored rows")] = None,
+    name: Annotated[
+        str | None, typer.Option(help="what the scores are called", show_default="the folder's name")
+    ] = None,
+    dataset: Annotated[Path | None, typer.Option(help="DreamBooth's folder, in place of the profile's")] = None,
+    profile: ProfileOption = "miniature",
+    run: RunOption = None,
+    settings: SetOption = None,
+    as_json: JsonOption = False,
+    debug: bool = False,
+) -> None:
+    """Score any images as a run's own are scored, calibrate on the real ones, or sum up stored rows again.
+
+    Example: dreamcache evaluate --images peers/elite --dataset dreambooth/dataset --profile full --run runs/mine
+    """
+    if sum((images is not None, calibrate, rows is not None)) != 1:
+        fail("evaluate needs one of --images FOLDER, --calibrate and --rows FOLDER", 2)
+    given = settings or []
+    chosen, folder, changed = configuration(profile, run, given + ([f"benchmark={dataset}"] if dataset else []))
+    from flows.score_tables import calibration, calibration_table, recomputed, summary_table
+
+    if rows is None:
+        called = name or (images.name if images else "real")
+        with json_apart(as_json):
+            rows = _score_images(chosen, folder, changed, images, called, debug)
+    if calibrate:
+        content = calibration(rows, chosen.dino, chosen.clip)
+    else:
+        content, same = recomputed(rows)
+        content |= {"as_stored": same}
+    if as_json:
+        print_json(content | {"rows": str(rows)})
+        return
+    print(calibration_table(content) if calibrate else summary_table(content))
+    if images or calibrate:
+        print(f"Rows: {rows}")
+    else:
+        said = "the same, to the last digit" if content["as_stored"] else "something else: it is not of these rows"
+        print(f"summary.json says {said}.")
+
+
+def _score_images(
+    profile: Profile, run: Path, settings: dict[str, Any], images: Path | None, name: str, debug: bool
+) -> Path:
+    """Score a folder's images, or the real ones for None, where that is not up to date; returns the folder of rows."""
+    from flows.evaluation_plans import remaining_scores, scores_folder
+    from flows.lock import locked
+
+    folder, reasons = scores_folder(run, images, name), remaining_scores(profile, run, images, name)
+    with locked(run):  # if another process works there, say so before anything is started
+        pass
+    if reasons:
+        print("\n".join(["To do:", *reasons]), flush=True)
+        more = {"images": None if images is None else str(images), "name": name}
+        run_flow("evaluate", profile.name, run, settings, debug, **more)
+    return folder
 
 
 def compare(
     first: Annotated[Path, typer.Argument(help="an evaluation's folder, or a run folder")],
     second: Annotated[Path, typer.Argument(help="another one, of the same benchmark and protocol")],
-    variant: Annotated[str | None, typer.Option(help="which of their images, by default the adapters'")] = None,
+    variant: Annotated[
+        str | None, typer.Option(help="which of their images", show_default="the adapters', or the only ones")
+    ] = None,
+    as_json: JsonOption = False,
 ) -> None:
     """Print the paired differences of two evaluations' scores, first minus second, with 95% intervals.
 
     Example: dreamcache compare runs/mine runs/mine/evaluation-of-elite
     """
-    from flows.score_tables import compared
+    from flows.score_tables import compared, comparison_table
 
-    print(compared(first, second, variant))
-
-
-def attention_map(
-    reference: Annotated[list[Path], typer.Option(help="RGBA cut-out or image on white; several show one subject")],
-    prompt: Annotated[str, typer.Option(help="the text of the image")],
-    box: Annotated[str, typer.Option(help="left,top,right,bottom in the image's pixels, or x,y for one pixel")],
-    out: Annotated[Path, typer.Option(help="the folder to write image.png, maps.png and maps.npz into")],
-    adapters: Annotated[Path | None, typer.Option(help="their folder [default: RUN/training/adapters]")] = None,
-    seed: Annotated[int, typer.Option(help="the image's seed")] = 0,
-    profile: Annotated[str, typer.Option("--profile", "-p", help="whose backbone the adapters are for")] = "miniature",
-    run: Annotated[Path | None, typer.Option("--run", "-r", help="the run folder [default: runs/PROFILE]")] = None,
-    settings: Annotated[list[str] | None, typer.Option("--set", "-s", help="change a setting of the profile")] = None,
-) -> None:
-    """Sample an image, and show where in the reference a box of it looks, at each layer.
-
-    Example: dreamcache attention-map --run runs/demo --reference teapot.png --prompt "a teapot on a beach"
-    --box 40,40,90,90 --out attention
-    """
-    import torch
-    from PIL import Image
-
-    from dreamcache import AdapterSet, load_backbone
-    from dreamcache.attention_maps import write_attention_maps
-    from flows.evaluation_plans import adapters_folder
-    from flows.profiles import load_profile
-    from flows.settings import parse_settings
-
-    chosen = load_profile(profile, parse_settings(settings or []))
-    numbers = [int(number) for number in box.split(",")] if re.fullmatch(r"\d+(,\d+){1,3}", box) else []
-    if len(numbers) not in (2, 4):
-        raise ValueError(f"--box {box!r} is neither left,top,right,bottom nor x,y, in whole pixels")
-    left, top, right, bottom = numbers if len(numbers) == 4 else (*numbers, numbers[0] + 1, numbers[1] + 1)
-    backbone = load_backbone(chosen.backbone, device="cuda" if torch.cuda.is_available() else "cpu")
-    adapter_set = AdapterSet.from_pretrained(adapters or adapters_folder(run or Path("runs") / profile), backbone)
-    references = [Image.open(path) for path in reference]
-    sampling = chosen.evaluation.sampling
-    shares = write_attention_maps(
-        out, backbone, adapter_set, references, prompt, (left, top, right, bottom), sampling, seed
-    )
-    print("share of the box's attention that the reference's subject gets, and its share of the area:")
-    for layer, (attention, area) in shares.items():
-        print(f"  {layer:26} {attention:6.1%} {area:6.1%}")
-    print(f"Maps: {out / 'maps.png'}")
+    found = compared(first, second, variant)
+    if as_json:
+        print_json(found)
+    else:
+        print(comparison_table(found))
 
 
 RUN_COMMANDS: tuple[tuple[str, Callable[..., None]], ...] = (
+    ("evaluate", evaluate),
     ("compare", compare),
-    ("attention-map", attention_map),
     ("ui", ui),
 )

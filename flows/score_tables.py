@@ -45,8 +45,8 @@ def summary_table(summary: Mapping[str, Any]) -> str:
     return "\n".join([*lines, *_aligned(rows)])
 
 
-def recomputed(folder: Path) -> tuple[str, bool]:
-    """The summary of an evaluation's folder computed again from its rows, as a table; and whether it is the stored one.
+def recomputed(folder: Path) -> tuple[dict[str, Any], bool]:
+    """The summary of an evaluation's folder computed again from its rows, and whether it is the stored one.
 
     Raises FileNotFoundError where there are no rows, and ValueError where they are not rows of one evaluation.
     """
@@ -59,11 +59,11 @@ def recomputed(folder: Path) -> tuple[str, bool]:
             f"{folder / ROWS}: its rows have no {error.args[0]!r}: not the rows of an evaluation"
         ) from None
     stored = (folder / SUMMARY).read_bytes() if (folder / SUMMARY).is_file() else b""
-    return summary_table(summary), summary_json(summary) == stored
+    return summary, summary_json(summary) == stored
 
 
-def compared(first: Path, second: Path, variant: str | None = None) -> str:
-    """Paired differences, first minus second, of two evaluations' folders (or run folders), as a table.
+def compared(first: Path, second: Path, variant: str | None = None) -> dict[str, Any]:
+    """Paired differences, first minus second, of two evaluations' folders (or run folders), as JSON values.
 
     `variant` is compared where an evaluation has it, by default "adapters"; else its only one. Raises ValueError where
     the two do not compare: other protocol, benchmark, scoring models, prompts or seeds.
@@ -73,16 +73,32 @@ def compared(first: Path, second: Path, variant: str | None = None) -> str:
         differences = compare(ours, theirs)
     except KeyError as error:
         raise ValueError(f"the rows have no {error.args[0]!r}: not the rows of an evaluation") from None
-    rows = [{"subjects": KIND_NAMES[kind], **estimate_cells(found, True)} for kind, found in differences.items()]
     names = [f"{folder} ({found[0]['variant']})" for folder, found in ((first, ours), (second, theirs))]
-    return "\n".join([f"{names[0]} minus {names[1]}, protocol {ours[0]['protocol']}", *_aligned(rows)])
+    return {"first": names[0], "second": names[1], "protocol": ours[0]["protocol"], "differences": differences}
 
 
-def calibration_table(folder: Path, dino: str, clip: str) -> str:
-    """Real against real by pair and by subject, from the stored rows, beside what is published for these models."""
+def comparison_table(comparison: Mapping[str, Any]) -> str:
+    """What `compared` found, as a table."""
+    rows = [
+        {"subjects": KIND_NAMES[kind], **estimate_cells(found, True)}
+        for kind, found in comparison["differences"].items()
+    ]
+    heading = f"{comparison['first']} minus {comparison['second']}, protocol {comparison['protocol']}"
+    return "\n".join([heading, *_aligned(rows)])
+
+
+def calibration(folder: Path, dino: str, clip: str) -> dict[str, Any]:
+    """Real against real by pair and by subject, from the stored rows, and what is published for these models."""
     real_rows = _rows(folder, REAL_ROWS)
-    found, published = calibrate(real_rows), published_real_scores(real_rows[0]["benchmark"], dino, clip)
-    lines = [f"benchmark {real_rows[0]['benchmark']} ({real_rows[0]['digests']} images): real against real"]
+    found, row = calibrate(real_rows), real_rows[0]
+    published = published_real_scores(row["benchmark"], dino, clip)
+    return {"benchmark": row["benchmark"], "digests": row["digests"], **found, "published": published}
+
+
+def calibration_table(found: Mapping[str, Any]) -> str:
+    """What `calibration` found, as a table."""
+    published = found["published"]
+    lines = [f"benchmark {found['benchmark']} ({found['digests']} images): real against real"]
     rows = []
     for metric, estimate in found["metrics"].items():
         row = {"metric": METRIC_NAMES[metric], "by pair": estimate_cells({metric: estimate})[METRIC_NAMES[metric]]}

@@ -7,12 +7,14 @@ import json
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 from datagen.dataset import STAGES, Dataset, explained
 from flows.evaluation_plans import evaluations
 from flows.lock import locked
 from flows.plans import description_step, evaluation_changes, report_is_current, training_step
 from flows.profiles import Profile
+from flows.progress import Progress
 from flows.steps import BEGUN, MARKER
 from shards.files import TEMPORARY, remove_leftovers
 from shards.markers import FileState
@@ -42,7 +44,7 @@ class Verification:
     could not be judged for want of a model; only the first two count.
     """
 
-    def __init__(self, run: Path) -> None:
+    def __init__(self, run: Path, report: Callable[[int, int], None] = lambda done, total: None) -> None:
         self.run = run
         self.profile = recorded_profile(run)
         self.unchecked: list[str] = []
@@ -52,13 +54,19 @@ class Verification:
         def wanted(stage: str, index: int) -> bool:
             return size is None or stage not in STAGES or index < size
 
-        self.faults = [*shard_faults(run, wanted), *self._step_faults()]
+        self.faults = [*shard_faults(run, wanted, report), *self._step_faults()]
         self.outdated = [] if dataset is None or size is None else self._outdated(dataset, size)
 
     @property
     def lines(self) -> list[str]:
         """All that is wrong, one line each."""
         return [f"{fault.path.relative_to(self.run)}: {fault.problem}" for fault in self.faults] + self.outdated
+
+    def content(self) -> dict[str, Any]:
+        """What was found, as JSON values."""
+        faults = [{"file": str(fault.path.relative_to(self.run)), "problem": fault.problem} for fault in self.faults]
+        found = {"faults": faults, "outdated": self.outdated, "unchecked": self.unchecked}
+        return {"run": str(self.run), "right": not self.lines, **found}
 
     def _dataset(self) -> Dataset | None:
         if self.profile is None:
@@ -145,20 +153,20 @@ def _size(dataset: Dataset) -> int:
     return size
 
 
-def verify_run(run: Path, make_again: Callable[[str, Profile], None] | None = None) -> bool:
-    """Print what is wrong in a run folder and let `make_again(command, profile)` mend it; returns whether all is right.
+def verify_run(run: Path, make_again: Callable[[str, Profile], None] | None = None) -> Verification:
+    """Print what is wrong in a run folder and let `make_again(command, profile)` mend it; returns what was found last.
 
     Raises ValueError where a command that is not recorded made the run.
     """
     # What was mended may have come out otherwise than before: then training follows the dataset, evaluation training.
     for rounds_left in (3, 2, 1, 0) if make_again else (0,):
         with locked(run) if os.access(run, os.W_OK) else contextlib.nullcontext():
-            found = Verification(run)
+            found = Verification(run, Progress("checked", "shards"))
             for line in (*found.lines, *(f"not checked: {text}" for text in found.unchecked)):
                 print(line, flush=True)
             if not found.lines:
                 print(f"{run}: every marker, checksum, count and key is right.")
-                return True
+                break
             if rounds_left:
                 found.withdraw()
         if rounds_left and make_again:
@@ -170,4 +178,4 @@ def verify_run(run: Path, make_again: Callable[[str, Profile], None] | None = No
                 from flows.report import write_report
 
                 write_report(found.profile, run)
-    return False
+    return found

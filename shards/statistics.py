@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,19 +16,22 @@ from shards.triplets import MASK, RECORD
 AREA_BINS = 20
 
 
-def triplet_statistics(paths: Sequence[Path]) -> dict[str, Any]:
+def triplet_statistics(
+    paths: Sequence[Path], report: Callable[[int, int], None] = lambda done, total: None
+) -> dict[str, Any]:
     """Counts over the records of finished shards, as JSON values that depend on nothing but the shards.
 
     `classes` and `models` (role -> identity) are counts, most frequent first; `caption_words` and `mask_area` hold
     lowest, mean and highest value and a histogram: of areas, shares of the image, `AREA_BINS` bins from 0 to 1 by
-    their lower edges. Raises as `checked_marker` for an unfinished or torn shard.
+    their lower edges. `report` gets the number of shards that have been read, and of all. Raises as `checked_marker`
+    for an unfinished or torn shard.
     """
     classes: Counter[str] = Counter()
     models: dict[str, Counter[str]] = {}
     words: Counter[int] = Counter()
     areas: list[float] = []
     size = 0
-    for path in paths:
+    for done, path in enumerate(paths, start=1):
         size += checked_marker(path).shard.bytes
         for _, parts in read_tar_records(path, (RECORD, MASK)):
             record = json.loads(parts[RECORD])
@@ -37,6 +40,7 @@ def triplet_statistics(paths: Sequence[Path]) -> dict[str, Any]:
             areas.append(record["area"] if "area" in record else _area(parts[MASK]))
             for role, identity in record.get("models", {}).items():
                 models.setdefault(role, Counter())[identity] += 1
+        report(done, len(paths))
     bins = Counter(min(int(area * AREA_BINS), AREA_BINS - 1) for area in areas)
     return {
         "triplets": len(areas),

@@ -38,19 +38,27 @@ def damage(path: Path, state: FileState) -> str | None:
     return None if sha256_of(path) == state.sha256 else "altered: its checksum is another"
 
 
-def shard_faults(run: Path, wanted: Callable[[str, int], bool] = lambda stage, index: True) -> list[Fault]:
+def shard_faults(
+    run: Path,
+    wanted: Callable[[str, int], bool] = lambda stage, index: True,
+    report: Callable[[int, int], None] = lambda done, total: None,
+) -> list[Fault]:
     """The faults of all shards below a folder, one a shard at most: damaged files and markers, counts that do not come
     out, keys that stand twice or differ from the input's, shards older than their input; and stray temporary files.
 
-    `wanted` says of a folder, by its path in the run, and a number whether that shard is looked at.
+    `wanted` says of a folder, by its path in the run, and a number whether that shard is looked at. `report` gets the
+    number of shards whose bytes have been read, and of all.
     """
-    faults, shards = [], []
+    faults, shards, own = [], [], {}
     for path in sorted([*run.rglob(f"*{TEMPORARY}*"), *run.rglob("*.partial")]):
         faults.append(Fault(path, STRAY))
     for shard in _shards(run):
         if wanted(shard.parent.relative_to(run).as_posix(), int(shard.name.partition(".")[0])):
             shards.append(shard)
-    own = {shard: fault for shard in shards if (fault := _own_fault(shard)) is not None}
+    for done, shard in enumerate(shards, start=1):
+        if (fault := _own_fault(shard)) is not None:
+            own[shard] = fault
+        report(done, len(shards))
     for shard in shards:
         # A shard is measured by its inputs only where these are whole: else the fault is theirs.
         if (fault := own.get(shard) or _input_fault(shard, own)) is not None:

@@ -91,6 +91,11 @@ def test_two_methods_on_equal_terms(work: Workplace) -> None:
     assert work.say("evaluate", "--images", str(work.folder / "other"))[0] == 0
     _, table = work.say("compare", str(folder), str(work.run / "evaluation-of-other"))
     assert "protocol one-reference" in table and "CLIP-T" in table and "MDINO" in table
+    _, said = work.say("compare", str(folder), str(work.run / "evaluation-of-other"), "--json")
+    assert json.loads(said)["differences"]["overall"]["clip_t"].keys() >= {"mean", "low", "high"}
+    _, said = work.say("evaluate", "--rows", str(folder), "--json")
+    summary = json.loads((folder / "summary.json").read_text())
+    assert json.loads(said) == summary | {"as_stored": True, "rows": str(folder)}
     copied = work.folder / "copied"
     shutil.copytree(folder, copied)
     (copied / "summary.json").write_text("{}")
@@ -109,6 +114,8 @@ def test_calibration_by_pair_and_by_subject(work: Workplace) -> None:
     assert code == 0 and "no published value belongs to these models: this is their own bound" in said, said
     assert "by pair" in said and "by subject" in said and "cup_2" in said and "  12" in said
     assert "To do" not in work.say("evaluate", "--calibrate")[1]
+    found = json.loads(work.say("evaluate", "--calibrate", "--json")[1])
+    assert found["published"] == {} and found["metrics"]["dino"]["count"] == 12
 
 
 def test_what_is_wrong_is_one_line(work: Workplace) -> None:

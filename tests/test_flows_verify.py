@@ -10,11 +10,13 @@ from pathlib import Path
 
 import pytest
 from tiny_datagen import tiny_dataset_config, tiny_models
+from tiny_profile import as_arguments
 
 from datagen.block import Block
 from datagen.dataset import STAGES, Dataset
+from flows.cli import app
 from flows.describe import describe
-from flows.profiles import Profile, load_profile, record_configuration
+from flows.profiles import Profile, changed_settings, load_profile, record_configuration
 from flows.verify import Verification
 from shards.files import sha256_of
 
@@ -178,3 +180,10 @@ def test_the_command_names_faults_without_torch_or_prefect(run: Path) -> None:
     ]
     done = verify(str(run / "nowhere"))
     assert done.returncode == 2 and "there is no run folder" in done.stderr
+
+
+def test_an_estimate_is_json_for_scripts(whole: Path, profile: Profile, capsys: pytest.CaptureFixture[str]) -> None:
+    app(["estimate", "--run", str(whole), "--json", *as_arguments(changed_settings(profile))], standalone_mode=False)
+    lines = json.loads(capsys.readouterr().out)
+    assert [line["stage"] for line in lines] == list(STAGES)
+    assert lines[0]["records"] == 16 and all(line["seconds_left"] == 0 for line in lines)

@@ -1,0 +1,99 @@
+"""What the commands share: common options, the configuration, errors of one line, JSON apart, the start of a flow."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import typer
+
+from flows.messages import quiet_libraries
+from flows.profiles import Profile, load_profile
+from flows.settings import parse_settings
+
+ProfileOption = Annotated[str, typer.Option("--profile", "-p", help="miniature (CPU, ships here) or full (GPU)")]
+RunOption = Annotated[Path | None, typer.Option("--run", "-r", help="the run folder", show_default="runs/PROFILE")]
+SetOption = Annotated[
+    list[str] | None, typer.Option("--set", "-s", help="change a setting: images.guidance_scale=5.0 (repeatable)")
+]
+DebugOption = Annotated[bool, typer.Option("--debug", help="show tracebacks and the libraries' messages")]
+JsonOption = Annotated[
+    bool, typer.Option("--json", help="print JSON alone on standard output; all else goes to standard error")
+]
+
+
+def configuration(profile: str, run: Path | None, settings: list[str] | None) -> tuple[Profile, Path, dict[str, Any]]:
+    """The profile with its settings changed, and the run folder; wrong names end the program with code 2."""
+    try:
+        changed = parse_settings(settings or [])
+        return load_profile(profile, changed), run or Path("runs") / profile, changed
+    except ValueError as error:
+        fail(error, 2)
+
+
+def run_flow(command: str, profile: str, run: Path, settings: dict[str, Any], debug: bool, **more: Any) -> None:
+    """Run a command's flow in this process, against a Prefect server that ends with it unless one is set."""
+    started = time.monotonic()
+    quiet_libraries(debug)
+    from flows.server import prefect_server
+
+    with prefect_server(run / "prefect", meanwhile=_flows):
+        _flows()[command](profile=profile, run=str(run), settings=settings, **more)
+    print(f"Done in {time.monotonic() - started:.0f} s.")
+
+
+def _flows() -> dict[str, Callable[..., Any]]:
+    from flows.build_dataset import build_dataset as build
+    from flows.evaluate_adapters import evaluate_adapters
+    from flows.evaluate_images import evaluate_images
+    from flows.pipeline import dreamcache_pipeline
+    from flows.train_adapters import train_adapters as train
+
+    importlib.import_module("diffusers")  # with torch, seconds that would be spent later anyway
+    return {
+        "run": dreamcache_pipeline,
+        "build-dataset": build,
+        "train-adapters": train,
+        "evaluate-adapters": evaluate_adapters,
+        "evaluate": evaluate_images,
+    }
+
+
+@contextlib.contextmanager
+def json_apart(wanted: bool) -> Iterator[None]:
+    """Where JSON is wanted, what is said in this block goes to standard error: standard output is for JSON alone."""
+    with contextlib.redirect_stdout(sys.stderr) if wanted else contextlib.nullcontext():
+        yield
+
+
+def print_json(content: Any) -> None:
+    """Print a command's result as JSON for scripts; NaN is refused with ValueError."""
+    print(json.dumps(content, indent=1, allow_nan=False))
+
+
+def or_one_line(action: Callable[[], None], debug: bool) -> None:
+    """Run an action; an error becomes one line and exit code 1, its traceback shown with --debug alone."""
+    try:
+        action()
+    except KeyboardInterrupt:
+        fail("stopped; start again to go on where it stood", 130)
+    except Exception as error:
+        if debug:
+            raise
+        fail(error, 1)
+
+
+def fail(error: object, code: int) -> NoReturn:
+    """End the program with one line on standard error."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    if isinstance(error, Exception) and not isinstance(error, (ValueError, OSError, RuntimeError)):
+        text = f"{type(error).__name__}: {text} (--debug shows where)"
+    half_a_line = "\r\x1b[K" if sys.stderr.isatty() else ""  # of progress, which the error would else follow
+    print(f"{half_a_line}dreamcache: {text}", file=sys.stderr)
+    raise SystemExit(code)
