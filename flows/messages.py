@@ -4,9 +4,16 @@ from __future__ import annotations
 
 import logging
 import os
-import sys
 
-_HANDLER = logging.StreamHandler(sys.stdout)
+
+class _Printed(logging.Handler):
+    """Prints to what is standard output at the time, which may be another than at first (see `json_apart`)."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        print(self.format(record), flush=True)
+
+
+_HANDLER = _Printed()
 _HANDLER.setFormatter(logging.Formatter("%(asctime)s  %(message)s", "%H:%M:%S"))
 
 
@@ -29,5 +36,4 @@ def quiet_libraries(debug: bool) -> None:
 
     logger = logging.getLogger("flows")
     logger.setLevel(logging.INFO)
-    _HANDLER.setStream(sys.stdout)  # which may be another by now: see `json_apart`
     logger.addHandler(_HANDLER)  # once, though a repair runs several flows in one process
