@@ -6,7 +6,7 @@ INSTALLED := .venv/.installed
 RUN ?= runs/demo
 SETTINGS ?=
 
-.PHONY: demo test kills faults full-engines vllm lint types install clean
+.PHONY: demo test kills workers faults full-engines vllm lint types install clean
 
 # Builds a dataset, trains adapters on it and evaluates them, all on the miniature; ends by naming its report.
 # make demo RUN=runs/other SETTINGS="--set training.steps=400" makes another.
@@ -19,6 +19,10 @@ test: $(INSTALLED)
 # `make demo` killed in each of its stages, started again, and compared with an undisturbed one: 15 minutes.
 kills: $(INSTALLED)
 	$(BIN)/python -m pytest -m kills tests/test_demo_kills.py
+
+# A dataset built by two and by four Prefect workers, with a worker and the planning process killed: minutes.
+workers: $(INSTALLED)
+	$(BIN)/python -m pytest -m workers tests/test_flows_workers.py
 
 # Accounts of a dataset of 20,000 captions whose models fail in every way; `make test` takes fewer.
 faults: $(INSTALLED)
