@@ -5,13 +5,14 @@ from __future__ import annotations
 import logging
 import time
 from collections import Counter, deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 from uuid import UUID
 
+import httpx
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.filters import FlowRunFilter
 from prefect.client.schemas.objects import State, StateType
@@ -31,6 +32,8 @@ log = logging.getLogger(__name__)
 BEFORE, DEDUP, AFTER = ("captions",), ("dedup",), ("images", "masks", "gates", "triplets")
 POLL_SECONDS = 2
 FIRST_DELAY = timedelta(seconds=10)
+PATIENCE = timedelta(minutes=10)
+Answer = TypeVar("Answer")
 UNFINISHED = [StateType.SCHEDULED, StateType.PENDING, StateType.RUNNING, StateType.PAUSED]
 
 
@@ -94,6 +97,23 @@ def _cancel_unfinished(client: SyncPrefectClient, tag: str) -> int:
     return count
 
 
+def _patiently(ask: Callable[[], Answer]) -> Answer:
+    """The server's answer, also where it comes late: a server may be overloaded, or be started again."""
+    deadline, told = time.monotonic() + PATIENCE.total_seconds(), False
+    while True:
+        try:
+            return ask()
+        except (httpx.TransportError, httpx.HTTPStatusError) as error:
+            if isinstance(error, httpx.HTTPStatusError) and error.response.status_code < 500:
+                raise
+            if time.monotonic() > deadline:
+                raise RuntimeError(f"the Prefect server did not answer for {PATIENCE}: {error}") from None
+            if not told:
+                log.warning("workers: the Prefect server does not answer (%s); waiting for it", type(error).__name__)
+                told = True
+            time.sleep(POLL_SECONDS)
+
+
 @dataclass(frozen=True)
 class _BlockRun:
     """Stages of a block that a worker makes or is to make, and how often that failed before."""
@@ -147,21 +167,26 @@ class _Dispatch:
 
     def _submit(self, wanted: _BlockRun, delay: timedelta) -> None:
         block = {"first": wanted.block.start, "last": wanted.block.stop - 1, "stages": wanted.stages}
-        submitted: Any = run_deployment(
-            str(self.workers.config.deployment),
-            parameters={**self.workers.parameters, **block},
-            flow_run_name=f"{wanted.name} of {self.dataset.run.name}",
-            tags=[self.workers.tag],
-            scheduled_time=datetime.now(UTC) + delay,
-            timeout=0,
-            job_variables={"env": {"PREFECT_FLOWS_HEARTBEAT_FREQUENCY": str(HEARTBEAT_SECONDS)}},
-        )
-        self.under_way[submitted.id] = wanted
+
+        def submit() -> Any:
+            return run_deployment(
+                str(self.workers.config.deployment),
+                parameters={**self.workers.parameters, **block},
+                flow_run_name=f"{wanted.name} of {self.dataset.run.name}",
+                tags=[self.workers.tag],
+                scheduled_time=datetime.now(UTC) + delay,
+                timeout=0,
+                job_variables={"env": {"PREFECT_FLOWS_HEARTBEAT_FREQUENCY": str(HEARTBEAT_SECONDS)}},
+            )
+
+        # Where an answer was lost, there are two runs of the block: one waits for the other's lock, and finds it made.
+        self.under_way[_patiently(submit).id] = wanted
 
     def _follow(self) -> Iterator[range]:
         """Look once at the runs under way: pass finished ones on, submit those again that failed."""
         chosen = FlowRunFilter.model_validate({"id": {"any_": [*self.under_way]}})
-        states = {run.id: run.state for run in self.client.read_flow_runs(flow_run_filter=chosen)}
+        runs = _patiently(lambda: self.client.read_flow_runs(flow_run_filter=chosen))
+        states = {run.id: run.state for run in runs}
         for number, done in list(self.under_way.items()):
             state = states.get(number)
             if state is not None and not state.is_final():
