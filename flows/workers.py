@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import time
 from collections import Counter, deque
@@ -71,7 +72,8 @@ def built_on_workers(dataset: Dataset, workers: Workers) -> Iterator[range]:
         try:
             yield from _Dispatch(client, dataset, workers).finished_blocks()
         finally:
-            _cancel_unfinished(client, workers.tag)
+            with contextlib.suppress(httpx.HTTPError):  # without a server, the next start sees to them
+                _cancel_unfinished(client, workers.tag)
 
 
 def _check_deployment(client: SyncPrefectClient, name: str) -> None:
