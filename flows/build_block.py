@@ -29,7 +29,7 @@ log = logging.getLogger(__name__)
 HOPELESS = "Hopeless"
 
 
-@flow(name="build-block", flow_run_name="{stages} {first} to {last} of {run}")
+@flow(name="build-block")
 def build_block(
     profile: str, run: str, settings: dict[str, Any], first: int, last: int, stages: list[str]
 ) -> State[Any] | None:
