@@ -8,7 +8,7 @@ SETTINGS ?=
 PORT ?= 4200
 FOLDER ?= .prefect
 
-.PHONY: demo ui test kills screens faults full-engines vllm lint types install clean
+.PHONY: demo ui test kills screens workers faults full-engines vllm lint types install clean
 
 # Builds a dataset, trains adapters on it and evaluates them, all on the miniature; ends by naming its report.
 # make demo RUN=runs/other SETTINGS="--set training.steps=400" makes another.
@@ -29,6 +29,10 @@ kills: $(INSTALLED)
 # A run of very small models through `dreamcache ui`, looked at by headless Chromium: minutes. Pictures: build/screens.
 screens: $(INSTALLED)
 	$(BIN)/python -m pytest -m screens tests/test_screens.py
+
+# A dataset built by two and by four Prefect workers, with a worker and the planning process killed: minutes.
+workers: $(INSTALLED)
+	$(BIN)/python -m pytest -m workers tests/test_flows_workers.py
 
 # Accounts of a dataset of 20,000 captions whose models fail in every way; `make test` takes fewer.
 faults: $(INSTALLED)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from typing import Any
@@ -10,12 +12,19 @@ from datagen import assemble, captions, dedup, gates, images, masks
 from datagen.dataset import Dataset
 from shards.markers import Marker
 
+log = logging.getLogger(__name__)
+
+MODEL_STAGES = ("captions", "images", "masks")
+
 
 class Block:
-    """Makes shards one at a time; holds the model of the stage at hand and lets go of it when another stage begins."""
+    """Makes shards one at a time; holds the model of the stage at hand and lets go of it when another stage begins.
 
-    def __init__(self, dataset: Dataset) -> None:
-        self.dataset = dataset
+    `first` is the number of its first shard; the log of a server that it starts is named after it.
+    """
+
+    def __init__(self, dataset: Dataset, first: int = 0) -> None:
+        self.dataset, self.first = dataset, first
         self._stage: str | None = None
         self._engine: Any = None
         self._open = ExitStack()
@@ -64,10 +73,11 @@ class Block:
             self.release()
             if stage in ("captions", "images"):
                 masks.check_packages(config.masks)  # before hours of work whose masks could not be made
+            started = time.monotonic()
             match stage:
                 case "captions":
-                    log = self.dataset.path("captions", 0).with_name("server.log")
-                    self._engine = self._open.enter_context(captions.open_captioner(config.captions, log))
+                    server_log = self.dataset.path("captions", 0).with_name(f"server-{self.first:05d}.log")
+                    self._engine = self._open.enter_context(captions.open_captioner(config.captions, server_log))
                 case "dedup":
                     self._engine = dedup.CaptionIndex(config.dedup)
                 case "images":
@@ -75,6 +85,8 @@ class Block:
                 case "masks":
                     self._engine = masks.load_engines(config.masks)
             self._stage = stage
+            if stage in MODEL_STAGES:
+                log.info("%s: models loaded in %.0f s", stage, time.monotonic() - started)
         return self._engine
 
     def release(self) -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Self
@@ -153,24 +153,36 @@ class Dataset:
 
         Raises RuntimeError if the target cannot be reached.
         """
-        config, first, accepted = self.config, 0, 0
-        while True:
-            last = first + config.shards_per_block
-            block = range(first, last if config.shards is None else min(last, config.shards))
+        accepted: dict[range, int] = {}
+        while (block := self.next_block([*accepted], accepted)) is not None:
             yield block
-            found = sum(self.records_out("triplets", block))
-            first, accepted = block.stop, accepted + found
-            if config.target_triplets is not None and accepted >= config.target_triplets:
-                return
-            if first == config.shards:
-                if config.target_triplets is not None:
-                    wanted = f"target_triplets is {config.target_triplets}"
-                    raise RuntimeError(f"{wanted}, but {first} shards gave {accepted}: raise shards, or set it to null")
-                return
-            if not found and config.shards is None:
+            accepted[block] = sum(self.records_out("triplets", block))
+
+    def next_block(self, begun: Sequence[range], accepted: Mapping[range, int]) -> range | None:
+        """The block that follows those begun; None where no further one is needed, as far as is known by now.
+
+        `accepted` holds the triplets of the blocks that are finished. With a target, a block in flight is taken to give
+        a triplet for each of its captions: whatever is begun then would also be built by one process, block after
+        block. Raises RuntimeError if the target cannot be reached.
+        """
+        config, first = self.config, begun[-1].stop if begun else 0
+        found, flying = sum(accepted.values()), [block for block in begun if block not in accepted]
+        if config.target_triplets is not None:
+            at_most = found + config.captions_per_shard * sum(map(len, flying))
+            if at_most >= config.target_triplets:
+                return None
+        if first == config.shards:
+            if config.target_triplets is not None and not flying:
+                wanted = f"target_triplets is {config.target_triplets}"
+                raise RuntimeError(f"{wanted}, but {first} shards gave {found}: raise shards, or set it to null")
+            return None
+        for block in accepted if config.shards is None else ():
+            if not accepted[block]:
                 raise RuntimeError(
                     f"shards {block.start} to {block.stop - 1} gave no triplet at all: see their rejects"
                 )
+        last = first + config.shards_per_block
+        return range(first, last if config.shards is None else min(last, config.shards))
 
     def remaining(self) -> list[PlannedShard]:
         """The shards that are not up to date; empty if all is done.

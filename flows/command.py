@@ -43,19 +43,21 @@ def run_flow(command: str, profile: str, run: Path, settings: dict[str, Any], de
     quiet_libraries(debug)
     from flows.server import prefect_server
 
-    with prefect_server(run / "prefect", meanwhile=_flows):
-        _flows()[command](profile=profile, run=str(run), settings=settings, **more)
+    plans = command == "build-dataset" and bool(settings.get("workers.deployment"))  # and workers need the models
+    with prefect_server(run / "prefect", meanwhile=lambda: _flows(torch=not plans)):
+        _flows(torch=not plans)[command](profile=profile, run=str(run), settings=settings, **more)
     print(f"Done in {time.monotonic() - started:.0f} s.")
 
 
-def _flows() -> dict[str, Callable[..., Any]]:
+def _flows(torch: bool) -> dict[str, Callable[..., Any]]:
     from flows.build_dataset import build_dataset as build
     from flows.evaluate_adapters import evaluate_adapters
     from flows.evaluate_images import evaluate_images
     from flows.pipeline import dreamcache_pipeline
     from flows.train_adapters import train_adapters as train
 
-    importlib.import_module("diffusers")  # with torch, seconds that would be spent later anyway
+    if torch:
+        importlib.import_module("diffusers")  # with torch, seconds that would be spent later anyway
     return {
         "run": dreamcache_pipeline,
         "build-dataset": build,

@@ -32,6 +32,18 @@ class DrawnBenchmark(BaseModel):
     images: int = Field(5, ge=2, description="drawn images a subject")
 
 
+class WorkersConfig(BaseModel):
+    """Where the blocks of a dataset are built: in one process, or as runs of a deployment that workers take."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    deployment: str | None = Field(
+        None, pattern=".+/.+", description="a deployment of build-block, such as build-block/gpu; else in one process"
+    )
+    blocks_in_flight: int = Field(4, ge=1, le=200, description="as many as there are workers")
+    retries: int = Field(3, ge=0, description="of a block whose worker died or failed for a reason that may pass")
+
+
 class Profile(BaseModel):
     """All that a run is made with: how the dataset is built, adapters trained and measured, and with which models."""
 
@@ -39,6 +51,7 @@ class Profile(BaseModel):
 
     name: str
     dataset: DatasetConfig
+    workers: WorkersConfig = WorkersConfig()
     backbone: str = Field(description="the Stable Diffusion that adapters are for; a local folder or a Hub name")
     training: TrainingConfig
     evaluation: EvaluationConfig

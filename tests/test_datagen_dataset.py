@@ -110,6 +110,26 @@ def test_one_setting_redoes_what_depends_on_it(config: DatasetConfig, run: Path)
     assert contents(run) == before
 
 
+def test_blocks_side_by_side_are_those_of_one_process(config: DatasetConfig, tmp_path: Path) -> None:
+    """Of 2 shards of 8 captions each: what is begun beforehand is what surely has to be built."""
+    first, second, third = range(0, 2), range(2, 4), range(4, 6)
+    wanted = Dataset(changed(config, "", shards=None, target_triplets=40), tmp_path)
+    assert [wanted.next_block(begun, {}) for begun in ([], [first], [first, second])] == [first, second, third]
+    begun = [first, second, third]
+    assert wanted.next_block(begun, {}) is None  # 48 captions may be enough
+    assert wanted.next_block(begun, {second: 8}) is None
+    assert wanted.next_block(begun, {second: 7}) == range(6, 8)  # even 32 more would not be
+    with pytest.raises(RuntimeError, match="shards 2 to 3 gave no triplet"):
+        wanted.next_block(begun, {first: 16, second: 0})
+    sized = Dataset(changed(config, "", shards=3), tmp_path)
+    assert [sized.next_block(begun, {}) for begun in ([], [first])] == [first, range(2, 3)]
+    assert sized.next_block([first, range(2, 3)], {}) is None
+    few = Dataset(changed(config, "", shards=3, target_triplets=20), tmp_path)
+    assert few.next_block([first, range(2, 3)], {first: 3}) is None  # the last block is still on its way
+    with pytest.raises(RuntimeError, match="target_triplets is 20, but 3 shards gave 5"):
+        few.next_block([first, range(2, 3)], {first: 3, range(2, 3): 2})
+
+
 def test_a_gate_reruns_no_model(config: DatasetConfig, run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torch.nn.Module.__init__", None)  # a model would not even be built
     other = changed(config, "gates", min_box_score=0.3)

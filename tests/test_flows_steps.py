@@ -1,11 +1,16 @@
 """Markers of folder steps: done only with all its files as they were, resumed only by the same recipe."""
 
+import logging
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from flows.lock import locked
 from flows.steps import Step
+
+ROOT = Path(__file__).resolve().parents[1]
 
 
 def step(folder: Path, **settings: object) -> Step:
@@ -68,3 +73,14 @@ def test_a_run_folder_has_one_writer(tmp_path: Path) -> None:
         pass
     with locked(tmp_path):
         pass
+
+
+def test_a_part_of_a_run_folder_is_waited_for(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """As when the process of a block that was given up is still at work."""
+    hold = "import sys, time; from pathlib import Path; from flows.lock import locked\n"
+    hold += "with locked(Path(sys.argv[1]), '.block-00000.lock'): print(flush=True); time.sleep(1.5)"
+    holder = subprocess.Popen([sys.executable, "-c", hold, str(tmp_path)], stdout=subprocess.PIPE, cwd=ROOT)
+    assert holder.stdout is not None and holder.stdout.readline()
+    with caplog.at_level(logging.INFO), locked(tmp_path, ".block-00000.lock", wait=True):
+        assert holder.wait() == 0
+    assert f"in use by process {holder.pid} on " in caplog.text

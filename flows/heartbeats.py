@@ -1,0 +1,47 @@
+"""Block runs whose process or machine died without a word: Prefect's own automations call them crashed."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+from prefect.client.orchestration import SyncPrefectClient
+from prefect.client.schemas.objects import StateType
+from prefect.events.actions import ChangeFlowRunState
+from prefect.events.schemas.automations import AutomationCore, EventTrigger, Posture
+from prefect.events.schemas.events import ResourceSpecification
+
+HEARTBEAT_SECONDS = 30  # the least that Prefect allows
+ENDS = {f"prefect.flow-run.{state}" for state in ("Completed", "Failed", "Hopeless", "Cancelled", "Crashed")}
+
+
+def watch_for_dead_blocks(client: SyncPrefectClient) -> None:
+    """Make sure that the server calls a block run crashed which falls silent, or is taken by a worker and never starts.
+
+    One that lives after all, and was cut off for a while, does no harm: the run that takes its place waits for its
+    lock, and finds its shards made.
+    """
+    heartbeat = "prefect.flow-run.heartbeat"
+    _watch(client, "silent block runs", heartbeat, {heartbeat} | ENDS, timedelta(seconds=4 * HEARTBEAT_SECONDS))
+    # A container's image may take minutes to come.
+    pending, running = "prefect.flow-run.Pending", "prefect.flow-run.Running"
+    _watch(client, "block runs that never start", pending, {running} | ENDS, timedelta(minutes=15))
+
+
+def _watch(client: SyncPrefectClient, name: str, after: str, expect: set[str], within: timedelta) -> None:
+    name = f"dreamcache: {name}"
+    if client.read_automations_by_name(name):
+        return
+    of_blocks = {"prefect.resource.role": "flow", "prefect.resource.name": "build-block"}
+    trigger = EventTrigger(
+        match=ResourceSpecification({"prefect.resource.id": "prefect.flow-run.*"}),
+        match_related=ResourceSpecification(of_blocks),
+        for_each={"prefect.resource.id"},
+        after={after},
+        expect=expect,
+        posture=Posture.Proactive,
+        threshold=1,
+        within=within,
+    )
+    message = f"nothing was heard of it for {within}"
+    crashed = ChangeFlowRunState(state=StateType.CRASHED, name="Crashed", message=message, force=True)
+    client.create_automation(AutomationCore(name=name, trigger=trigger, actions=[crashed]))
