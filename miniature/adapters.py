@@ -1,0 +1,63 @@
+"""`python -m miniature.adapters RUN`: ships a run's trained adapters, in half precision and with a card."""
+
+import argparse
+import csv
+import json
+from pathlib import Path
+
+from safetensors.torch import load_file, save_file
+
+from miniature.train.workspace import CHECKPOINTS
+
+SETTINGS = ("start", "learning_rate", "ema_decay", "held_out")
+CARD = """# Adapters of the miniature
+
+DreamCache adapters for the miniature's Stable Diffusion, trained by the project's own flows on a dataset that they
+built. The demo's report shows them beside those that it has just trained.
+
+- Dataset: {triplets} triplets; `dreamcache build-dataset` with {dataset}.
+- Training: {steps} steps of {batch_size} triplets; `dreamcache train-adapters` with {training}.
+- Loss on {held_out} held-out triplets at fixed noise and timesteps: right reference {right:.5f}, wrong reference
+  {wrong:.5f}, no reference {none:.5f}.
+- Weights in half precision; training and sampling read them as float32.
+"""
+
+
+def publish(run: Path, checkpoints: Path) -> Path:
+    """Write `checkpoints/adapters` from the adapters in a run folder; returns it.
+
+    FileNotFoundError for a run without adapters or without held-out losses.
+    """
+    trained, folder = run / "training", checkpoints / "adapters"
+    with (trained / "log.csv").open(newline="") as file:
+        validated = [row for row in csv.DictReader(file) if row["validation_right"]]
+    if not validated:
+        raise FileNotFoundError(f"{trained} has no held-out losses yet")
+    last, settings = validated[-1], json.loads((run / "config.json").read_text())
+    counts = [json.loads(file.read_text())["records_out"] for file in sorted((run / "triplets").glob("*.done.json"))]
+    weights = load_file(trained / "adapters" / "adapters.safetensors")
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file({name: tensor.half().contiguous() for name, tensor in weights.items()}, folder / "adapters.safetensors")
+    (folder / "config.json").write_bytes((trained / "adapters" / "config.json").read_bytes())
+    dataset, training = settings["dataset"], settings["training"]
+    said = {
+        "dataset": f"{dataset['shards']} shards of {dataset['captions_per_shard']} captions, "
+        f"images in {dataset['images']['steps']} steps",
+        "training": ", ".join(
+            f"{name} {training[name]}" for name in ("start", "learning_rate", "ema_decay", "held_out")
+        ),
+    }
+    losses = {name: float(last[f"validation_{name}"]) for name in ("right", "wrong", "none")}
+    (folder / "README.md").write_text(CARD.format(
+        triplets=sum(counts), steps=last["step"], batch_size=training["batch_size"],
+        held_out=training["validation_triplets"], **said, **losses,
+    ))  # fmt: skip
+    return folder
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(prog="python -m miniature.adapters", description=__doc__)
+    parser.add_argument("run", type=Path, help="a run folder with trained adapters")
+    parser.add_argument("--checkpoints", type=Path, default=CHECKPOINTS)
+    arguments = parser.parse_args()
+    print(publish(arguments.run, arguments.checkpoints))

@@ -1,0 +1,39 @@
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from test_dreamcache_adapters import moved_adapters
+from tiny_diffusion import save_tiny_stable_diffusion
+
+from dreamcache.adapters import AdapterSet
+from dreamcache.backbone import load_backbone
+from flows.profiles import load_profile
+from miniature.adapters import publish
+
+LOG = "step,loss,lr,validation_right,validation_wrong,validation_none\n1,0.3,0.1,,,\n2,0.2,0.1,0.1,0.2,0.3\n"
+
+
+def test_published_adapters_are_the_trained_ones_in_half_precision(tmp_path: Path) -> None:
+    save_tiny_stable_diffusion(tmp_path / "sd")
+    backbone = load_backbone(tmp_path / "sd")
+    trained = moved_adapters(backbone.unet)
+    run = tmp_path / "run"
+    trained.save_pretrained(run / "training" / "adapters")
+    profile = load_profile("miniature", {"shards": 2}).model_dump(mode="json")
+    (run / "config.json").write_text(json.dumps(profile))
+    (run / "triplets").mkdir()
+    (run / "triplets" / "00000.done.json").write_text('{"records_out": 7}')
+    (run / "training" / "log.csv").write_text(LOG.replace("0.1,0.2,0.3", ",,"))
+    with pytest.raises(FileNotFoundError, match="no held-out losses yet"):
+        publish(run, tmp_path / "checkpoints")
+    (run / "training" / "log.csv").write_text(LOG)
+    folder = publish(run, tmp_path / "checkpoints")
+    stored = load_file(folder / "adapters.safetensors")
+    assert {tensor.dtype for tensor in stored.values()} == {torch.float16}
+    read = AdapterSet.from_pretrained(folder, backbone)
+    for mine, theirs in zip(read.parameters(), trained.parameters(), strict=True):
+        assert torch.equal(mine, theirs.half().float())
+    card = (folder / "README.md").read_text()
+    assert "7 triplets" in card and "2 shards" in card and "right reference 0.10000" in card
