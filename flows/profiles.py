@@ -80,7 +80,7 @@ def _miniature() -> Profile:
     return Profile(
         name="miniature",
         dataset=DatasetConfig(
-            captions_per_shard=48,
+            captions_per_shard=56,
             shards=5,
             shards_per_block=5,
             captions=CaptionsConfig(model=str(checkpoints / "llama"), taxonomy=str(checkpoints / "taxonomy.json")),
