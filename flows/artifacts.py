@@ -23,6 +23,7 @@ from prefect.artifacts import (
 from datagen.estimate import duration
 from flows.charts import WIDTH
 from flows.pictures import contact_sheet, data_uri
+from flows.progress import rate_and_time_left
 from shards.markers import Marker
 
 log = logging.getLogger("flows")
@@ -57,11 +58,7 @@ class Progress:
         if now - self._last < self.every or done >= self.total:
             return  # the end is told by whoever did the work, with its accounts
         self._last = now
-        start, since = self._first
-        rate = (done - start) / (now - since) if now > since and done > start else 0.0
-        text = f"{self.name}: {done} of {self.total} {self.unit}"
-        if rate:
-            text += f", {rate:.2f} a second, {duration((self.total - done) / rate)} left"
+        text = f"{self.name}: {done} of {self.total} {self.unit}{rate_and_time_left(done, self.total, self._first)}"
         text += f", {note}" if note else ""
         log.info(text)
         update_progress_artifact(self._artifact, progress=100.0 * done / self.total, description=text)  # type: ignore[arg-type]

@@ -12,7 +12,6 @@ from typing import Any
 
 from prefect import flow, task
 from prefect.cache_policies import NO_CACHE
-from prefect.runtime import deployment
 from prefect.states import Completed, Failed, State
 
 from datagen.block import Block
@@ -20,8 +19,8 @@ from datagen.dataset import Dataset
 from flows.artifacts import Progress
 from flows.lock import locked
 from flows.profiles import load_profile
+from flows.server import end_with_worker
 from shards.markers import Marker
-from shards.processes import end_with_parent
 
 log = logging.getLogger(__name__)
 # Prefect takes our loggers' lines on (PREFECT_LOGGING_EXTRA_LOGGERS), but leaves their level at the root's: warnings.
@@ -46,8 +45,7 @@ def build_block(
         last: the number of its last shard.
         stages: the stages to make, in their order.
     """
-    if deployment.id:
-        end_with_parent()  # a block that outlived its worker would share the GPU with that worker's successor
+    end_with_worker()  # a block that outlived its worker would share the GPU with that worker's successor
     folder = Path(run)
     try:
         if not (folder / "config.json").is_file():

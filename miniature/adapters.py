@@ -17,8 +17,8 @@ built. The demo's report shows them beside those that it has just trained.
 
 - Dataset: {triplets} triplets; `dreamcache build-dataset` with {dataset}.
 - Training: {steps} steps of {batch_size} triplets; `dreamcache train-adapters` with {training}.
-- Loss on {held_out} held-out triplets at fixed noise and timesteps: right reference {right:.5f}, wrong reference
-  {wrong:.5f}, no reference {none:.5f}.
+- Loss on held-out triplets, at most {held_out}, at fixed noise and timesteps: right reference {right:.5f}, wrong
+  reference {wrong:.5f}, no reference {none:.5f}.
 - Weights in half precision; training and sampling read them as float32.
 """
 

@@ -48,6 +48,7 @@ def alive(run: Path) -> list[str]:
 
 def kill_at(run: Path, stage: str) -> None:
     """Start the demo, kill it by SIGKILL once it is in the middle of a stage, and see all of it end."""
+    assert not REACHED[stage](run), f"the kill before came after {stage} had begun"
     demo = start(run)
     while not REACHED[stage](run):
         assert demo.poll() is None, f"the demo ended before {stage}: see {run.name}.log"
