@@ -1,6 +1,7 @@
 """The trainings of the miniature: exact resume, truthful targets, tokenizers, the grown detector."""
 
 import signal
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -118,6 +119,28 @@ def test_phrases_are_true_of_their_scene_and_stated_attributes_decide(pool: Pool
 def test_contrastive_loss_falls_as_partners_agree() -> None:
     tokens = torch.eye(4).repeat_interleave(2, 0)
     assert contrastive_loss(tokens) < 0.01 < 1 < contrastive_loss(tokens.roll(1, 0))
+
+
+def test_the_embedder_learns_from_the_subject_patches_first_and_reads_all_of_them_alike() -> None:
+    generator = torch.Generator().manual_seed(0)
+    masks = torch.zeros(2, 128, 128)
+    masks[0, 40:56, 64:80] = 1.0  # rows 5 and 6, columns 8 and 9 of the patches
+    chosen = dino.choose_patches(masks, 4, generator)
+    assert sorted(chosen[0].tolist()) == [5 * 16 + 8, 5 * 16 + 9, 6 * 16 + 8, 6 * 16 + 9]
+    vit, images = dino.build().eval(), torch.randn(2, 3, 128, 128, generator=generator)
+    with torch.no_grad():
+        whole = vit(images).last_hidden_state[:, 0]
+        shuffled = torch.stack([torch.randperm(256, generator=generator) for _ in range(2)])
+        assert torch.allclose(dino.class_token(vit, images, shuffled), whole, atol=1e-5)
+        assert not torch.allclose(dino.class_token(vit, images, chosen), whole, atol=1e-2)
+
+
+def test_a_mirror_image_keeps_the_looks_that_the_embedder_names() -> None:
+    one = pool_instance(0, 0)
+    mirrored = replace(one, pattern_angle=180 - one.pattern_angle)
+    looks, mirrored_looks = (dino.Looks.of([instance], torch.device("cpu")) for instance in (one, mirrored))
+    assert torch.allclose(looks.measures, mirrored_looks.measures, atol=1e-5)
+    assert not torch.allclose(looks.measures, dino.Looks.of([pool_instance(0, 1)], torch.device("cpu")).measures)
 
 
 def test_the_clip_tokenizer_reads_the_grammar_in_single_words_and_anything_else_in_pieces() -> None:
