@@ -22,7 +22,7 @@ from miniature.train.data import GROUP, MEMBERS, SIZE, VIEWS, Pool, flip_some, p
 from miniature.train.loop import fit
 from miniature.train.workspace import Workspace
 
-STEPS = 4000
+STEPS = 4200
 GROUPS = 6  # a batch: GROUPS groups x MEMBERS instances x 2 views
 CLASSES_A_BATCH = 3  # few, so that most of a batch has to be told apart by more than its class
 TEMPERATURE = 0.07
