@@ -133,12 +133,10 @@ def measure_compiled(
     print_table(title, ["", "images/s", "time to plain"], rows)
 
 
-def main(arguments: list[str]) -> int:
-    """The command; returns the exit code."""
-    gpu = torch.cuda.is_available()
-    defaults = {"steps": 50 if gpu else 2, "images": 4 if gpu else 1, "rounds": 5 if gpu else 3}
-    return run_benchmark("What conditioning costs when sampling", arguments, defaults, measure)
+main = functools.partial(
+    run_benchmark, measure, {"steps": 2, "images": 1, "rounds": 3}, {"steps": 50, "images": 4, "rounds": 5}
+)
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main())

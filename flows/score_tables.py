@@ -214,7 +214,10 @@ def _rows(folder: Path, name: str) -> list[dict[str, Any]]:
     path = evaluation_folder(folder) / name
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist: give the folder of a finished evaluation")
-    return list(read_json_lines(path))
+    rows = list(read_json_lines(path))
+    if not all(isinstance(row, dict) for row in rows) or (name == ROWS and not rows):
+        raise ValueError(f"{path} holds no rows of an evaluation")
+    return rows
 
 
 def _of_one_variant(folder: Path, variant: str) -> list[dict[str, Any]]:

@@ -160,5 +160,9 @@ def test_what_does_not_compare_is_refused():
         summarize([*first, *make_rows("no-adapters", 0.2, protocol="all-references")])
     with pytest.raises(ValueError, match="two dino models"):
         summarize([*first, *make_rows("no-adapters", 0.2, models={"dino": "x" * 64})])
+    with pytest.raises(ValueError, match="two dino models"):
+        summarize(first, make_rows("real", 0.9, models={"dino": "x" * 64}))
+    with pytest.raises(ValueError, match="two values of benchmark"):
+        summarize(first, make_rows("real", 0.9, benchmark="other"))
     with pytest.raises(ValueError, match="no rows"):
         summarize([])

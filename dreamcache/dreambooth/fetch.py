@@ -8,7 +8,6 @@ import tarfile
 import zlib
 from collections.abc import Callable
 from pathlib import Path
-from typing import BinaryIO
 
 from dreamcache.dreambooth.cases import PACKAGED, PACKAGED_DIGESTS, PROMPTS_FILE, Benchmark, load_benchmark
 from dreamcache.dreambooth.layout import read_digests, some
@@ -105,7 +104,7 @@ def _unpack(archive: Path, folder: Path) -> None:
     missing = {*digests, *TEXTS}
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
-    with gzip.open(archive) as unpacked, tarfile.open(fileobj=_Limited(unpacked), mode="r|") as tar:
+    with _Limited(archive) as unpacked, tarfile.open(fileobj=unpacked, mode="r|") as tar:
         for member in tar:
             _, _, name = member.name.partition("/dataset/")
             if name not in missing:
@@ -123,15 +122,14 @@ def _unpack(archive: Path, folder: Path) -> None:
         raise ValueError(f"{len(missing)} of {len(digests) + len(TEXTS)} files missing: {some(sorted(missing))}")
 
 
-class _Limited:
-    """What is read of a stream, up to `MAX_BYTES`: a small archive may unpack to any size."""
+class _Limited(gzip.GzipFile):
+    """A packed file of which no more than `MAX_BYTES` are unpacked: a small archive may hold any size."""
 
-    def __init__(self, stream: BinaryIO) -> None:
-        self.stream, self.left = stream, MAX_BYTES
+    passed = 0
 
-    def read(self, size: int = -1) -> bytes:
-        content = self.stream.read(min(size, self.left + 1) if size >= 0 else self.left + 1)
-        self.left -= len(content)
-        if self.left < 0:
+    def read(self, size: int | None = -1) -> bytes:
+        content = super().read(size)
+        self.passed += len(content)
+        if self.passed > MAX_BYTES:
             raise ValueError(f"it unpacks to more than {MAX_BYTES >> 20} MiB")
         return content
