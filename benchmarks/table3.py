@@ -67,7 +67,7 @@ def measure(backbone: Backbone, steps: int, rounds: int) -> None:
     )
 
 
-main = functools.partial(run_benchmark, measure, {"steps": PAPER_STEPS, "rounds": 3}, {})
+main = functools.partial(run_benchmark, measure, {"steps": 5, "rounds": 3}, {"steps": PAPER_STEPS})
 
 
 if __name__ == "__main__":

@@ -44,7 +44,7 @@ def test_cases_run_by_turns_and_ratios_pair_rounds():
 
 
 def test_sampling_compares_equal_branches(folder, capsys):
-    assert sampling.main(arguments=[str(folder), "--device", "cpu", "--steps", "1", "--rounds", "1"]) == 0
+    assert sampling.main([str(folder), "--device", "cpu", "--steps", "1", "--rounds", "1"]) == 0
     out = capsys.readouterr().out
     for line in ("joint, plain", "combined, plain"):
         assert re.search(rf"{line} .* 1\.000 +0\.0 ms", out), out
@@ -84,7 +84,7 @@ def test_lcm_and_compiled_sampling_are_measured(backbone, capsys, monkeypatch):
 
 
 def test_table3_says_what_it_extrapolates(folder, capsys):
-    assert table3.main(arguments=[str(folder), "--device", "cpu", "--steps", "3", "--rounds", "1"]) == 0
+    assert table3.main([str(folder), "--device", "cpu", "--steps", "3", "--rounds", "1"]) == 0
     out = capsys.readouterr().out
     assert "EXTRAPOLATED: 3 steps were measured, the other 97" in out
     rows = {name: re.search(rf"^{name} .*", out, re.MULTILINE)[0].split() for name in ("plain", "joint", "combined")}
@@ -92,12 +92,12 @@ def test_table3_says_what_it_extrapolates(folder, capsys):
     to_cache, steps, together = (float(rows["joint"][n]) for n in (2, 4, 6))
     assert together == pytest.approx(to_cache + steps, abs=2e-3)
     with pytest.raises(SystemExit):
-        table3.main(arguments=[str(folder), "--device", "cpu", "--steps", "101"])
+        table3.main([str(folder), "--device", "cpu", "--steps", "101"])
     assert "--steps must be 2 to 100, not 101" in capsys.readouterr().err
 
 
 def test_training_measures_four_loops(folder, capsys):
-    assert training.main(arguments=[str(folder), "--device", "cpu", "--batch-size", "2", "--rounds", "1"]) == 0
+    assert training.main([str(folder), "--device", "cpu", "--batch-size", "2", "--rounds", "1"]) == 0
     out = capsys.readouterr().out
     loops = (training.STORED, training.ONLINE, training.BASELINE, training.LORA)
     tflop = {name: float(re.search(rf"^{re.escape(name)} +\S+ +\S+ +(\S+)", out, re.MULTILINE)[1]) for name in loops}
@@ -148,15 +148,15 @@ def test_sd15_keeps_the_speed_promises_in_arithmetic():
 
 def test_what_cannot_be_measured_is_named(folder, capsys, tmp_path):
     with pytest.raises(SystemExit) as stopped:
-        sampling.main(arguments=[str(tmp_path / "nothing"), "--device", "cpu"])
+        sampling.main([str(tmp_path / "nothing"), "--device", "cpu"])
     assert stopped.value.code == 2 and "no Stable Diffusion in" in capsys.readouterr().err
     for words, message in (
         (["--device", "abacus"], "no such device"),
         (["--rounds", "0"], "rounds must be at least 1"),
     ):
         with pytest.raises(SystemExit) as stopped:
-            sampling.main(arguments=[str(folder), "--steps", "1", *words])
+            sampling.main([str(folder), "--steps", "1", *words])
         assert stopped.value.code == 2 and message in capsys.readouterr().err
     with pytest.raises(SystemExit):
-        training.main(arguments=["--help"])
+        training.main(["--help"])
     assert "default: 1, 8 on a GPU" in capsys.readouterr().out
