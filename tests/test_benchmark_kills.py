@@ -54,7 +54,9 @@ def test_the_benchmark_killed_in_each_part_and_summed_up_again(tmp_path: Path, m
     evaluation = run / "evaluation"
     rows = [json.loads(line) for line in (evaluation / "rows.jsonl").read_text().splitlines()]
     cases = {(row["variant"], row["subject"], row["prompt_index"]) for row in rows}
-    assert len(cases) == len(rows) == len(EVERYTHING) * len(table["subjects"]) * prompts
+    rejects = [path for part in ("images", "embeddings") for path in (evaluation / part).glob("*/*.rejects.jsonl")]
+    rejected = [line for path in rejects for line in path.read_text().splitlines()]
+    assert len(cases) == len(rows) == len(EVERYTHING) * len(table["subjects"]) * prompts - len(rejected)
     # From the rows alone, by a command of its own, in another place.
     alone = tmp_path / "evaluation"
     alone.mkdir()
