@@ -33,7 +33,9 @@ def evaluate(
     name: Annotated[
         str | None, typer.Option(help="what the scores are called", show_default="the folder's name")
     ] = None,
-    dataset: Annotated[Path | None, typer.Option(help="DreamBooth's folder, in place of the profile's")] = None,
+    dataset: Annotated[
+        Path | None, typer.Option(help="DreamBooth's folder (see fetch-dreambooth), in place of the profile's")
+    ] = None,
     profile: ProfileOption = "miniature",
     run: RunOption = None,
     settings: SetOption = None,
