@@ -120,7 +120,7 @@ def _change(kinds: Mapping[str, Any], metric: str) -> str:
             verdict = "no difference shown"
             if change["low"] is None:
                 verdict = "of one subject alone"
-            elif change["low"] > 0 or change["high"] < 0:
+            elif round(change["low"], 3) > 0 or round(change["high"], 3) < 0:  # as they are read
                 verdict = "more" if change["low"] > 0 else "less"
             cell = estimate_cells({metric: change}, signed=True)[METRIC_NAMES[metric]]
             texts.append(f"{where}{cell}, {verdict}")

@@ -82,6 +82,7 @@ def test_a_note_says_no_more_than_its_interval() -> None:
         "+0.020 [-0.010, +0.050], no difference shown (on hard subjects -0.030 [-0.040, -0.020], less): "
     )
     assert said((0.02, 0.01, 0.03)).startswith("+0.020 [+0.010, +0.030], more: ")
+    assert said((0.0003, 0.0001, 0.0004)).startswith("+0.000 [+0.000, +0.000], no difference shown: ")
     assert said((0.02, None, None)).startswith("+0.020, of one subject alone: ")
     alone = {"variants": {"adapters": {"overall": {"dino": {"mean": 0.5}}}}, "differences": {}, "real_against_real": {}}
     assert score_tables.notes(alone) == {"adapters": "Shown the subject's reference. DINO 0.500."}
