@@ -8,7 +8,7 @@ SETTINGS ?=
 PORT ?= 4200
 FOLDER ?= .prefect
 
-.PHONY: demo ui test kills screens workers faults full-engines vllm lint types install clean
+.PHONY: demo ui test kills benchmark screens workers faults full-engines vllm lint types install clean
 
 # Builds a dataset, trains adapters on it and evaluates them, all on the miniature; ends by naming its report.
 # make demo RUN=runs/other SETTINGS="--set training.steps=400" makes another.
@@ -25,6 +25,11 @@ test: $(INSTALLED)
 # `make demo` killed in each of its stages, started again, and compared with an undisturbed one: 15 minutes.
 kills: $(INSTALLED)
 	$(BIN)/python -m pytest -m kills tests/test_demo_kills.py
+
+# The whole miniature DreamBooth, killed in each part, gone on with and summed up again; ends with the table of what is
+# compared: about an hour. runs/benchmark stays.
+benchmark: $(INSTALLED)
+	$(BIN)/python -m pytest -s -m benchmark tests/test_benchmark_kills.py
 
 # A run of very small models through `dreamcache ui`, looked at by headless Chromium: minutes. Pictures: build/screens.
 screens: $(INSTALLED)

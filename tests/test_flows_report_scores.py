@@ -10,7 +10,7 @@ from test_dreamcache_dreambooth_metrics import make_rows
 
 from dreamcache.dreambooth.scoring import write_results
 from dreamcache.dreambooth.summary import summarize
-from flows import report_scores
+from flows import report_scores, score_tables
 from flows.profiles import load_profile
 
 PROFILE = load_profile("miniature", {"sweep.image_scales": [2.0, 0.5], "sweep.text_scales": [3.0]})
@@ -55,8 +55,37 @@ def test_one_table_of_all_and_one_of_hard_subjects(run: Path) -> None:
     by_subject, by_prompt = found["breakdowns"]
     assert by_subject["rows"][3] == {"label": "s3", "cells": ["0.600", "0.500", "0.250", ""]}
     assert [row["label"] for row in by_prompt["rows"]][:2] == ["object-00: a … 0", "object-01: a … 1"]
-    for row in everyone["rows"][:2]:
-        assert len(re.findall(r"\.(?: |$)", row["note"])) == 2, "what it says, in two sentences"
+    notes = {row["label"]: row["note"] for row in everyone["rows"]}
+    for note in notes.values():
+        assert len(re.findall(r"\.(?: |$)", note)) == 2, "what it says, in two sentences"
+    gain = "DINO against no adapters is +0.100 [+0.100, +0.100], more (on hard subjects +0.100 [+0.100, +0.100], more)"
+    assert notes["Adapters just trained"].endswith(f" {gain}.")
+    assert "DINO 0.350 (0.250 on hard subjects) is what any image" in notes["No adapters"]
+
+
+def test_a_note_says_no_more_than_its_interval() -> None:
+    def said(*changes: tuple[float, float | None, float | None]) -> str:
+        kinds = {"overall": {"dino": {"mean": 0.5}}}
+        differences = {
+            kind: {"dino": {"mean": mean, "low": low, "high": high}}
+            for kind, (mean, low, high) in zip(("overall", "palette_shared"), changes, strict=False)
+        }
+        summary = {
+            "variants": {"wrong-reference": kinds},
+            "differences": {"wrong-reference - no-adapters": differences},
+        }
+        found = score_tables.notes(summary | {"real_against_real": {}})
+        assert found.keys() == {"wrong-reference"}
+        return found["wrong-reference"].partition("no adapters is ")[2]
+
+    assert said((0.02, -0.01, 0.05), (-0.03, -0.04, -0.02)).startswith(
+        "+0.020 [-0.010, +0.050], no difference shown (on hard subjects -0.030 [-0.040, -0.020], less): "
+    )
+    assert said((0.02, 0.01, 0.03)).startswith("+0.020 [+0.010, +0.030], more: ")
+    assert said((0.0003, 0.0001, 0.0004)).startswith("+0.000 [+0.000, +0.000], no difference shown: ")
+    assert said((0.02, None, None)).startswith("+0.020, of one subject alone: ")
+    alone = {"variants": {"adapters": {"overall": {"dino": {"mean": 0.5}}}}, "differences": {}, "real_against_real": {}}
+    assert score_tables.notes(alone) == {"adapters": "Shown the subject's reference. DINO 0.500."}
 
 
 def test_a_sweep_is_a_chart_of_its_points(run: Path) -> None:
