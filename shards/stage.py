@@ -128,12 +128,17 @@ class ShardWriter:
             self._tar = tarfile.open(fileobj=self._data, mode="w|", format=tarfile.USTAR_FORMAT)  # type: ignore[call-overload]
         files.reached(f"{plan.name} opened")
 
-    def add(self, record: Mapping[str, Any], parts: Mapping[str, bytes] | None = None) -> None:
-        """Keep a record; in a tar shard it becomes KEY.json, beside one KEY.EXTENSION for each of `parts`."""
+    def add(
+        self, record: Mapping[str, Any], parts: Mapping[str, bytes] | None = None, line: bytes | None = None
+    ) -> None:
+        """Keep a record; in a tar shard it becomes KEY.json, beside one KEY.EXTENSION for each of `parts`.
+
+        `line` is its line in the input, where the stage changed nothing of it: it need not be made again.
+        """
         key = self._account(record)
         if self._tar is None:
             assert not parts, "a JSON-lines shard has no room for binary parts"
-            self._data.write(json_line(record))
+            self._data.write(line or json_line(record))
             return
         content = {**(parts or {}), "json": json_line(record)}
         for extension in sorted(content):

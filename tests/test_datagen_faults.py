@@ -17,10 +17,11 @@ import pytest
 from PIL import Image
 
 from datagen.block import Block
+from datagen.caption_index import CaptionIndex
 from datagen.captions import CaptionsConfig
 from datagen.config import Execution
 from datagen.dataset import STAGES, Dataset, DatasetConfig
-from datagen.dedup import CaptionIndex, DedupConfig
+from datagen.dedup import DedupConfig
 from datagen.gates import GatesConfig
 from datagen.images import ImagesConfig
 from datagen.masks import Box, MasksConfig, ProposedMasks, ScoredBox
