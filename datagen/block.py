@@ -10,6 +10,7 @@ from typing import Any
 
 from datagen import assemble, captions, dedup, gates, images, masks
 from datagen.dataset import Dataset
+from shards import memory
 from shards.markers import Marker
 
 log = logging.getLogger(__name__)
@@ -100,3 +101,4 @@ class Block:
         torch = sys.modules.get("torch")
         if torch is not None and torch.cuda.is_available():
             torch.cuda.empty_cache()
+        memory.forget_peaks()  # what the next stage records is its own

@@ -1,4 +1,4 @@
-"""Sketches of captions: shingles that the Jaccard similarity is taken of, and MinHash bands that find candidates for it.
+"""Captions as dedup compares them: shingles for the Jaccard similarity, and MinHash bands that find candidates for it.
 
 Many captions are worked on at a time, as flat arrays: bytes to words, words to shingles, shingles to bands of hashes.
 """
