@@ -187,3 +187,4 @@ def test_an_estimate_is_json_for_scripts(whole: Path, profile: Profile, capsys: 
     lines = json.loads(capsys.readouterr().out)
     assert [line["stage"] for line in lines] == list(STAGES)
     assert lines[0]["records"] == 16 and all(line["seconds_left"] == 0 for line in lines)
+    assert all(line["memory"] > 10**7 and line["device_memory"] is None for line in lines)
