@@ -69,7 +69,8 @@ def _example(run: Path, shard: Path, record: dict[str, Any]) -> dict[str, Any]:
     picture = None
     if "jpg" in parts:
         image = Image.open(io.BytesIO(parts["jpg"])).convert("RGB")
-        text = json.loads(parts["json"])["caption"]
+        made = json.loads(parts["json"])
+        text = f"{made['caption']}, seed {made['seed']}" if "seed" in made else made["caption"]
         masks = _stored(run / "masks" / f"{shard.name.partition('.')[0]}.tar", record["key"])
         if "mask.png" in masks:
             image = with_mask(image, Image.open(io.BytesIO(masks["mask.png"])))
