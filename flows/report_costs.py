@@ -44,8 +44,8 @@ def costs(run: Path, markers: dict[str, list[Marker]]) -> dict[str, Any]:
     each = ""
     if made:
         each = (
-            f" A triplet took {dataset / made:.3g} s and {_disk(round(stored / made))}, rejects included; 400,000, as many "
-            f"as the paper has, would take {_short(400_000 * dataset / made)} here."
+            f" A triplet took {dataset / made:.3g} s and {_disk(round(stored / made))}, rejects included; 400,000, as "
+            f"many as the paper has, would take {_short(400_000 * dataset / made)} here."
         )
     return {
         "rows": rows,
