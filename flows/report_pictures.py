@@ -24,7 +24,7 @@ from shards.files import read_json_lines, read_tar_records
 
 GALLERY_SUBJECTS = 10
 GALLERY_PROMPTS = 2
-EXTREMES = 4
+EXTREMES = 3
 SIDE = 160
 Column = tuple[str, Evaluation, Variant]
 
