@@ -10,12 +10,13 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from datagen.dataset import STAGES
 from flows.pictures import data_uri, with_mask
 from flows.plans import report_digest
 from flows.profiles import Profile, changed_settings
 from flows.report_comparison import comparison
 from flows.report_costs import costs
-from flows.report_dataset import STAGES, reject_groups, run_markers, stage_rows
+from flows.report_dataset import reject_groups, run_markers, stage_rows
 from flows.report_pictures import extremes, gallery
 from flows.report_scores import scores, sweep
 from flows.report_training import training

@@ -11,11 +11,11 @@ from typing import Any
 
 from PIL import Image
 
+from datagen.dataset import STAGES
 from flows.pictures import data_uri, with_mask
 from shards.files import group_members, read_json_lines
 from shards.markers import Marker, read_marker, rejects_path
 
-STAGES = ("captions", "dedup", "images", "masks", "gates", "triplets")
 EXAMPLES = 6
 SHARDS_SEARCHED = 8
 
