@@ -70,6 +70,9 @@ def _draw_stages(page: Page, run: Path) -> None:
     target, mask = triplet.image, triplet.mask
     faded = Image.blend(ImageOps.grayscale(target).convert("RGB"), Image.new("RGB", target.size, "white"), 0.7)
     held_out = {kind: [float(row[f"validation_{kind}"]) for row in log] for kind in CURVES}
+    if not log:
+        raise ValueError(f"{run} has no held-out losses yet: let its training go on")
+    last = {kind: curve[-1] for kind, curve in held_out.items()}
     variants = {name: kinds["overall"] for name, kinds in summary["variants"].items()}
     kept = counts["triplets"][1]
     stages: list[tuple[str, str, Any]] = [
@@ -78,7 +81,11 @@ def _draw_stages(page: Page, run: Path) -> None:
         ("images", f"{counts['images'][1]:,} by a diffusion model", target),
         ("masks", "a box from the noun,\na mask from the box", Image.composite(target, faded, mask)),
         ("triplets", f"{kept:,} of {counts['masks'][1]:,} pass the gates", reference_image(target, mask, target.width)),
-        ("training", "held-out loss: reference\nright, wrong, none", held_out),
+        (
+            "training",
+            f"held-out loss: none {last['none']:.4f}\nwrong {last['wrong']:.4f}, right {last['right']:.4f}",
+            held_out,
+        ),
         ("evaluation", f"DINO of {summary['images']} images", variants),
     ]
     page.text(EDGE, 18, "One restartable DAG makes the dataset, the adapters and their scores", 22, INK)
