@@ -75,24 +75,33 @@ def extremes(profile: Profile, run: Path) -> list[dict[str, Any]]:
             columns: list[Column] = [("just trained", evaluation, "adapters")]
             if "no-adapters" in evaluation.config.variants:
                 columns.append(("no adapters", evaluation, "no-adapters"))
+            image = _image(columns[0], subject, case)
+            assert image is not None  # it was scored
             again = [_again(profile, run, column, subject, case) for column in columns]
             cards.append({
                 "reference": data_uri(Image.open(subject.reference), SIDE), "subject": subject.name,
                 "prompt": case.prompt, "seed": case.seed, "dino": row["dino"], "clip_t": row["clip_t"],
                 "pictures": [(column[0], _picture(column, subject, case)) for column in columns],
-                "again": "\n\n".join([*again, _looking(run, subject, case, _side(columns[0], subject, case))]),
+                "again": "\n\n".join([*again, _looking(run, subject, case, image.width)]),
             })  # fmt: skip
         groups.append({"title": title, "cards": cards})
     return groups if count else []
 
 
 def _picture(column: Column, subject: Subject, case: Case) -> str | None:
-    found = _images(column[1].image_plan(column[2], subject).path)
-    return data_uri(Image.open(io.BytesIO(found[case.key])), SIDE) if case.key in found else None
+    image = _image(column, subject, case)
+    return None if image is None else data_uri(image, SIDE)
+
+
+def _image(column: Column, subject: Subject, case: Case) -> Image.Image | None:
+    """An image as it was sampled; None where it was rejected."""
+    path = column[1].image_plan(column[2], subject).path
+    png = _images(path, path.stat().st_mtime_ns).get(case.key)
+    return None if png is None else Image.open(io.BytesIO(png))
 
 
 @functools.lru_cache(maxsize=16)
-def _images(path: Path) -> dict[str, bytes]:
+def _images(path: Path, changed: int) -> dict[str, bytes]:
     return {key: parts["png"] for key, parts in read_tar_records(path)}
 
 
@@ -124,10 +133,6 @@ def _plain(profile: Profile, case: Case) -> str:
         f".save({f'{case.key}-no-adapters.png'!r})"
     )
     return shlex.join(["python", "-c", code])
-
-
-def _side(column: Column, subject: Subject, case: Case) -> int:
-    return Image.open(io.BytesIO(_images(column[1].image_plan(column[2], subject).path)[case.key])).width
 
 
 def _looking(run: Path, subject: Subject, case: Case, side: int) -> str:
