@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import io
+import json
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
@@ -123,14 +124,14 @@ def _again(profile: Profile, run: Path, column: Column, subject: Subject, case: 
 def _plain(profile: Profile, case: Case) -> str:
     """The backbone alone, which no command of ours samples."""
     default, sampling = SamplingConfig().model_dump(), profile.evaluation.sampling.model_dump()
-    changed = ", ".join(f"{name}={value!r}" for name, value in sampling.items() if value != default[name])
+    changed = ", ".join(f"{name}={json.dumps(value)}" for name, value in sampling.items() if value != default[name])
     dtype = profile.training.dtype
-    where = "" if dtype == "float32" else f", device='cuda', dtype=torch.{dtype}"
+    where = "" if dtype == "float32" else f', device="cuda", dtype=torch.{dtype}'
     code = (
         ("import torch; " if where else "") + "from dreamcache import SamplingConfig, load_backbone, sample_images; "
-        f"backbone = load_backbone({profile.backbone!r}{where}); "
-        f"sample_images(backbone, None, None, [{case.prompt!r}], SamplingConfig({changed}), seeds=[{case.seed}])[0]"
-        f".save({f'{case.key}-no-adapters.png'!r})"
+        f"backbone = load_backbone({json.dumps(profile.backbone)}{where}); "
+        f"sample_images(backbone, None, None, [{json.dumps(case.prompt)}], SamplingConfig({changed}), seeds=[{case.seed}])[0]"
+        f'.save("{case.key}-no-adapters.png")'
     )
     return shlex.join(["python", "-c", code])
 
