@@ -130,8 +130,8 @@ def _plain(profile: Profile, case: Case) -> str:
     code = (
         ("import torch; " if where else "") + "from dreamcache import SamplingConfig, load_backbone, sample_images; "
         f"backbone = load_backbone({json.dumps(profile.backbone)}{where}); "
-        f"sample_images(backbone, None, None, [{json.dumps(case.prompt)}], SamplingConfig({changed}), seeds=[{case.seed}])[0]"
-        f'.save("{case.key}-no-adapters.png")'
+        f"images = sample_images(backbone, None, None, [{json.dumps(case.prompt)}], SamplingConfig({changed}), "
+        f'seeds=[{case.seed}]); images[0].save("{case.key}-no-adapters.png")'
     )
     return shlex.join(["python", "-c", code])
 
