@@ -84,13 +84,13 @@ def _by_subject(rows: Sequence[Row], real: Mapping[str, Any]) -> dict[str, Any]:
     for row in rows:
         if row["variant"] in ("adapters", "no-adapters"):
             found.setdefault(row["subject"], {}).setdefault(row["variant"], []).append(row)
-    lines = []
+    lines: list[dict[str, Any]] = []
     for subject, its in found.items():
         if "adapters" not in its:
             continue
         mean = estimate([row["dino"] for row in its["adapters"]], [row["case"] for row in its["adapters"]])
         plain = [row["dino"] for row in its.get("no-adapters", ())]
-        line = {"subject": subject, "mean": mean.mean, "images": mean.count}
+        line: dict[str, Any] = {"subject": subject, "mean": mean.mean, "images": mean.count}
         low, high = (mean.low, mean.high) if mean.low == mean.low else (mean.mean, mean.mean)
         lines.append(line | {"low": low, "high": high, "plain": sum(plain) / len(plain) if plain else None})
     lines.sort(key=lambda line: -line["mean"])
