@@ -8,7 +8,7 @@ SETTINGS ?=
 PORT ?= 4200
 FOLDER ?= .prefect
 
-.PHONY: demo ui test kills benchmark screens workers faults full-engines vllm lint types install clean
+.PHONY: demo ui test readme kills benchmark screens workers faults full-engines vllm lint types install clean
 
 # Builds a dataset, trains adapters on it and evaluates them, all on the miniature; ends by naming its report.
 # make demo RUN=runs/other SETTINGS="--set training.steps=400" makes another.
@@ -21,6 +21,10 @@ ui: $(INSTALLED)
 
 test: $(INSTALLED)
 	$(BIN)/python -m pytest
+
+# The README's commands and code, run in a folder of their own by the miniature's models in small sizes: minutes.
+readme: $(INSTALLED)
+	$(BIN)/python -m pytest -x -m readme tests/test_readme.py
 
 # `make demo` killed in each of its stages, started again, and compared with an undisturbed one: 15 minutes.
 kills: $(INSTALLED)

@@ -32,7 +32,7 @@ def prefect_server(folder: Path, meanwhile: Callable[[], object]) -> Iterator[st
 
     The server takes seconds to start; `meanwhile` is called while it does, to import what the block needs.
     Prefect's own temporary server outlives a killed parent; this one does not. `dreamcache ui --folder FOLDER` shows
-    its runs later. Raises RuntimeError if it does not answer within three minutes.
+    its runs later. Raises RuntimeError if it does not answer within ten minutes.
     """
     from prefect.events.worker import EventsWorker
     from prefect.logging.handlers import APILogWorker
@@ -52,7 +52,7 @@ def prefect_server(folder: Path, meanwhile: Callable[[], object]) -> Iterator[st
     try:
         meanwhile()
         address = f"http://127.0.0.1:{port}/api"
-        server.wait_until_healthy(f"{address}/health", seconds=180)
+        server.wait_until_healthy(f"{address}/health", seconds=600)  # one that ends is noticed at once
         # The variable is for children that run flows of their own.
         os.environ["PREFECT_API_URL"] = address
         with temporary_settings({PREFECT_API_URL: address}):
