@@ -91,9 +91,7 @@ def report(triplets: int, gpus: int, accepted: float, measured: dict[str, float 
     yield scaled("database", f"bytes a shard x {shards:,}", "database_bytes", shards / 1e9, "GB", orchestration)
     yield scaled("dedup, one after another", "s a million captions", "dedup_seconds", captions / 3.6e9, "h", dedup)
     yield scaled("dedup's index", f"bytes a caption x {captions:,}", "index_bytes", captions / 1e9, "GB", dedup)
-    yield scaled(
-        "storage", f"bytes a triplet x {triplets:,}", "triplet_bytes", triplets / 1e12, "TB", "dreamcache estimate"
-    )
+    yield scaled("storage", disk, "triplet_bytes", triplets / 1e12, "TB", "dreamcache estimate")
 
     yield "What gives way first:"
     after = sum(one.seconds for one in PUBLISHED if one.stage != "captions")
