@@ -116,12 +116,7 @@ def report(triplets: int, gpus: int, accepted: float, measured: dict[str, float 
         f"4. Prefect's server answers some {gpus / POLL_SECONDS + gpus / HEARTBEAT_SECONDS:.0f} polls and heartbeats a "
         "second, besides what tasks and logs send: PostgreSQL instead of SQLite."
     )
-    yield (
-        "5. In one process (no workers) each block reads all dedup shards before it anew, which grows as the square: "
-        f"{blocks:,} blocks read {captions * (blocks - 1) / 2:,.0f} captions. The process that plans for workers reads "
-        "each once."
-    )
-    yield f"6. Shards have five digits: {100_000 * config.captions_per_shard:,} captions are the most."
+    yield f"5. Shards have five digits: {100_000 * config.captions_per_shard:,} captions are the most."
 
 
 def main() -> None:
