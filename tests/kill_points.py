@@ -5,6 +5,7 @@ Of processes that a test does not start itself, a `sitecustomize` calls `watch`:
 
 import os
 import signal
+import traceback
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,6 +48,8 @@ def in_a_child(action: Callable[[], object], log: Path, kill_at: str | None = No
             watch(log, kill_at)
             action()
             os._exit(0)
+        except BaseException:
+            traceback.print_exc()
         finally:
             os._exit(1)
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])

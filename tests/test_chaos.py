@@ -221,8 +221,9 @@ class Chaos:
 
 
 def test_random_kills_over_flow_blocks_workers_and_server(tmp_path: Path) -> None:
-    # Between two kills lie at most MOST_POINTS points, and a shard has 36: enough shards that the kills end first.
-    settings = tiny_settings() | {"captions_per_shard": 8, "shards": 2 + KILLS // 2, "shards_per_block": 1}
+    # Between two kills lie at most MOST_POINTS points, and a shard has 36: enough shards that the kills end first. The
+    # detector's weights are random, and a block needs some record for which it finds a box.
+    settings = tiny_settings() | {"captions_per_shard": 16, "shards": 2 + KILLS // 2, "shards_per_block": 2}
     config: DatasetConfig = load_profile("miniature", settings).dataset
     expected = tmp_path / "undisturbed"
     assert in_a_child(lambda: build_alone(config, expected), tmp_path / "undisturbed.log") == 0

@@ -25,7 +25,7 @@ pytestmark = pytest.mark.workers
 
 @pytest.fixture(scope="module")
 def settings() -> dict[str, object]:
-    return tiny_settings() | {"shards": BLOCKS, "shards_per_block": 1, "captions_per_shard": 8}
+    return tiny_settings() | {"shards": BLOCKS, "shards_per_block": 1, "captions_per_shard": 16}
 
 
 @pytest.fixture(scope="module")
