@@ -8,7 +8,7 @@ SETTINGS ?=
 PORT ?= 4200
 FOLDER ?= .prefect
 
-.PHONY: demo ui test readme kills benchmark screens workers faults full-engines vllm lint types install clean
+.PHONY: demo ui test readme kills benchmark screens workers chaos faults full-engines vllm lint types install clean
 
 # Builds a dataset, trains adapters on it and evaluates them, all on the miniature; ends by naming its report.
 # make demo RUN=runs/other SETTINGS="--set training.steps=400" makes another.
@@ -42,6 +42,11 @@ screens: $(INSTALLED)
 # A dataset built by two and by four Prefect workers, with a worker and the planning process killed: minutes.
 workers: $(INSTALLED)
 	$(BIN)/python -m pytest -m workers tests/test_flows_workers.py
+
+# A dataset killed at every named point of every stage, then at 25 random moments on Prefect workers: at most half an hour
+# on two cores (DREAMCACHE_CHAOS_MINUTES). Tables of the kills: build/chaos.
+chaos: $(INSTALLED)
+	$(BIN)/python -m pytest -m chaos tests/test_chaos.py
 
 # Accounts of a dataset of 20,000 captions whose models fail in every way; `make test` takes fewer.
 faults: $(INSTALLED)

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from tiny_datagen import tiny_dataset_config, tiny_models
+from tiny_datagen import build_alone, tiny_dataset_config, tiny_models
 from tiny_profile import as_arguments
 
 from datagen.block import Block
@@ -25,12 +25,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 def build(profile: Profile, run: Path) -> list[str]:
     """Build a dataset without a flow; returns the shards that were made."""
-    dataset, made = Dataset(profile.dataset, run), []
-    block = Block(dataset)
-    for stage in STAGES:
-        for index in range(2):
-            if block.make(stage, index, lambda done, total: None) is not None:
-                made.append(f"{stage}/{index:05d}")
+    made = build_alone(profile.dataset, run)
     describe(run, profile)
     return made
 
