@@ -118,7 +118,7 @@ def fetch_dreambooth(
     The folder is there whole or not at all. Without a network: unpack the repository's archive elsewhere, and name its
     folder dataset by --dataset.
 
-    Example: dreamcache fetch-dreambooth && dreamcache evaluate --calibrate --profile full
+    Example: dreamcache fetch-dreambooth dreambooth/dataset
     """
     from dreamcache.dreambooth import fetch
 
