@@ -8,7 +8,7 @@ SETTINGS ?=
 PORT ?= 4200
 FOLDER ?= .prefect
 
-.PHONY: demo ui test kills screens workers faults full-engines vllm lint types install clean
+.PHONY: demo ui test readme kills benchmark screens workers chaos faults full-engines vllm lint types install clean
 
 # Builds a dataset, trains adapters on it and evaluates them, all on the miniature; ends by naming its report.
 # make demo RUN=runs/other SETTINGS="--set training.steps=400" makes another.
@@ -22,9 +22,18 @@ ui: $(INSTALLED)
 test: $(INSTALLED)
 	$(BIN)/python -m pytest
 
+# The README's commands and code, run in a folder of their own by the miniature's models in small sizes: minutes.
+readme: $(INSTALLED)
+	$(BIN)/python -m pytest -x -m readme tests/test_readme.py
+
 # `make demo` killed in each of its stages, started again, and compared with an undisturbed one: 15 minutes.
 kills: $(INSTALLED)
 	$(BIN)/python -m pytest -m kills tests/test_demo_kills.py
+
+# The whole miniature DreamBooth, killed in each part, gone on with and summed up again; ends with the table of what is
+# compared: about an hour. runs/benchmark stays.
+benchmark: $(INSTALLED)
+	$(BIN)/python -m pytest -s -m benchmark tests/test_benchmark_kills.py
 
 # A run of very small models through `dreamcache ui`, looked at by headless Chromium: minutes. Pictures: build/screens.
 screens: $(INSTALLED)
@@ -33,6 +42,11 @@ screens: $(INSTALLED)
 # A dataset built by two and by four Prefect workers, with a worker and the planning process killed: minutes.
 workers: $(INSTALLED)
 	$(BIN)/python -m pytest -m workers tests/test_flows_workers.py
+
+# A dataset killed at every named point of every stage, then at 25 random moments on Prefect workers: at most half an hour
+# on two cores (DREAMCACHE_CHAOS_MINUTES). Tables of the kills: build/chaos.
+chaos: $(INSTALLED)
+	$(BIN)/python -m pytest -m chaos tests/test_chaos.py
 
 # Accounts of a dataset of 20,000 captions whose models fail in every way; `make test` takes fewer.
 faults: $(INSTALLED)

@@ -1,6 +1,7 @@
 """The backbones that speed is measured on, and the arguments that every benchmark takes."""
 
 import argparse
+import inspect
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -58,28 +59,41 @@ def random_sd15(device: torch.device, dtype: torch.dtype) -> Backbone:
 
 
 def run_benchmark(
-    description: str, arguments: list[str], defaults: Mapping[str, int], measure: Callable[..., None]
+    measure: Callable[..., None],
+    numbers: Mapping[str, int],
+    on_gpu: Mapping[str, int],
+    arguments: list[str] | None = None,
 ) -> int:
-    """Parse `[BACKBONE] [--device D] [--dtype T]` and the given numbers, measure, and return the exit code.
+    """Parse `[BACKBONE] [--device D] [--dtype T]` and the named numbers, measure, and return the exit code.
 
-    `measure` gets the backbone and the numbers by name. What is wrong with the arguments is one line on stderr.
+    `measure`, whose docstring's first paragraph is the help, gets the backbone and the numbers by name; their values
+    are defaults, of which `on_gpu` has those that differ on a GPU. What is wrong with the arguments, by default the
+    program's, is one line on stderr.
     """
-    parser = argparse.ArgumentParser(description=description)
+    parser = argparse.ArgumentParser(description=inspect.cleandoc(measure.__doc__ or "").partition("\n\n")[0])
     parser.add_argument("backbone", nargs="?", default="sd15", help="sd15 (random weights), miniature, or a folder")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), help="float32 on a CPU, else bfloat16")
-    for name, default in defaults.items():
-        parser.add_argument(f"--{name.replace('_', '-')}", type=int, default=default, help=f"default: {default}")
+    for name, default in numbers.items():
+        more = f", {on_gpu[name]} on a GPU" if name in on_gpu else ""
+        parser.add_argument(f"--{name.replace('_', '-')}", type=int, help=f"default: {default}{more}")
     given: dict[str, Any] = vars(parser.parse_args(arguments))
-    device = torch.device(given.pop("device"))
+    try:
+        device = torch.device(given.pop("device"))
+    except RuntimeError:
+        parser.error("no such device: give cpu or cuda")
+    if device.type == "cuda" and not torch.cuda.is_available():
+        parser.error("there is no GPU here that torch can use: give --device cpu")
     dtype = getattr(torch, given.pop("dtype") or ("float32" if device.type == "cpu" else "bfloat16"))
     name = given.pop("backbone")
+    defaults = {**numbers, **on_gpu} if device.type == "cuda" else numbers
+    given = {key: defaults[key] if value is None else value for key, value in given.items()}
     try:
         backbone = benchmark_backbone(name, device, dtype)
         print(f"{backbone.location}, {backbone.image_size} px, {str(dtype).removeprefix('torch.')}, {_machine(device)}")
         measure(backbone, **given)
     except (ValueError, FileNotFoundError) as error:
-        parser.exit(2, f"{parser.prog}: {error}\n")
+        parser.exit(2, f"{parser.prog}: {' '.join(str(error).split())}\n")
     except torch.OutOfMemoryError:
         parser.exit(1, f"{parser.prog}: {device} has not enough memory for this: lower the numbers given\n")
     return 0

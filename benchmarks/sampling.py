@@ -47,6 +47,7 @@ def measure_caching(backbone: Backbone, rounds: int) -> FeatureCache:
         for name, took in seconds.items()
     ]
     print_table(f"Caching one reference (medians of {rounds} rounds)", ["", "time", "ratio"], rows)
+    print("The mark: the U-Net's part takes at most 1.0 of a pass.")
     return cache_reference(backbone, image)
 
 
@@ -78,6 +79,7 @@ def measure_sampling(
     title = f"Sampling {images} image(s), {steps} step(s), without decoding (medians of {rounds} rounds)"
     print_table(title, ["guidance", "time", "ratio to plain", "added a step"], rows)
     print("joint: 2 branches, combined: 3; plain: the same branches at strength 0. The reference is cached before.")
+    print("The mark: conditioned takes at most 1.05 of plain on SD 1.5 at 512 px, 1.10 on the miniature.")
     once = statistics.median(seconds["entering"])
     print(f"Conditioned includes {once * 1000:.1f} ms once a batch, however many steps: keys, values, folded weights.")
     return {name: case for name, case in cases.items() if name not in around}
@@ -133,12 +135,10 @@ def measure_compiled(
     print_table(title, ["", "images/s", "time to plain"], rows)
 
 
-def main(arguments: list[str]) -> int:
-    """The command; returns the exit code."""
-    gpu = torch.cuda.is_available()
-    defaults = {"steps": 50 if gpu else 2, "images": 4 if gpu else 1, "rounds": 5 if gpu else 3}
-    return run_benchmark("What conditioning costs when sampling", arguments, defaults, measure)
+main = functools.partial(
+    run_benchmark, measure, {"steps": 2, "images": 1, "rounds": 3}, {"steps": 50, "images": 4, "rounds": 5}
+)
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main())

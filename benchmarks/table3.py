@@ -1,5 +1,6 @@
 """The paper's Table 3 for us: `python -m benchmarks.table3 [sd15|miniature|FOLDER] [--steps N]`."""
 
+import functools
 import statistics
 import sys
 import time
@@ -66,11 +67,8 @@ def measure(backbone: Backbone, steps: int, rounds: int) -> None:
     )
 
 
-def main(arguments: list[str]) -> int:
-    """The command; returns the exit code."""
-    defaults = {"steps": PAPER_STEPS, "rounds": 3}
-    return run_benchmark("The paper's Table 3: time and extra size", arguments, defaults, measure)
+main = functools.partial(run_benchmark, measure, {"steps": 5, "rounds": 3}, {"steps": PAPER_STEPS})
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main())

@@ -10,6 +10,7 @@ from typing import Any
 
 from datagen import assemble, captions, dedup, gates, images, masks
 from datagen.dataset import Dataset
+from shards import memory
 from shards.markers import Marker
 
 log = logging.getLogger(__name__)
@@ -67,8 +68,6 @@ class Block:
 
     def _engine_of(self, stage: str) -> Any:
         config = self.dataset.config
-        if stage == "dedup" and isinstance(self._engine, dedup.CaptionIndex):
-            return self._engine
         if stage != self._stage:
             self.release()
             if stage in ("captions", "images"):
@@ -79,7 +78,9 @@ class Block:
                     server_log = self.dataset.path("captions", 0).with_name(f"server-{self.first:05d}.log")
                     self._engine = self._open.enter_context(captions.open_captioner(config.captions, server_log))
                 case "dedup":
-                    self._engine = dedup.CaptionIndex(config.dedup)
+                    from datagen.caption_index import CaptionIndex
+
+                    self._engine = CaptionIndex(config.dedup)
                 case "images":
                     self._engine = images.DiffusersPainter(config.images)
                 case "masks":
@@ -100,3 +101,4 @@ class Block:
         torch = sys.modules.get("torch")
         if torch is not None and torch.cuda.is_available():
             torch.cuda.empty_cache()
+        memory.forget_peaks()  # what the next stage records is its own

@@ -1,4 +1,4 @@
-"""What a dataset will take, reckoned from the shards that were made: records, seconds and bytes of every stage."""
+"""What a dataset will take, by the shards that were made: records, seconds, memory and disk of every stage."""
 
 from __future__ import annotations
 
@@ -12,13 +12,19 @@ MEASURED = 64
 
 @dataclass(frozen=True)
 class StageEstimate:
-    """A stage of the whole dataset: records that enter it, seconds of its work, bytes it leaves; and what is done."""
+    """A stage of the whole dataset: records that enter it, seconds of its work, bytes it leaves; and what is done.
+
+    `memory` is the most that its process held, with models and libraries, `device_memory` that on the GPU, in bytes;
+    None where it was not recorded or there is no GPU. What a vLLM server holds is its own and not in them.
+    """
 
     stage: str
     records: int
     seconds: float
     bytes: int
     seconds_left: float
+    memory: int | None
+    device_memory: int | None
 
 
 def estimate(dataset: Dataset) -> list[StageEstimate]:
@@ -48,7 +54,12 @@ def estimate(dataset: Dataset) -> list[StageEstimate]:
         size = sum(marker.shard.bytes + marker.rejects.bytes for marker in markers) / len(finished)
         records = sum(marker.records_in for marker in markers) / len(finished)
         left = seconds * max(shards - len(done), 0)
-        lines.append(StageEstimate(stage, round(records * shards), seconds * shards, round(size * shards), left))
+        peaks = [
+            max((marker.execution[name] for marker in markers if name in marker.execution), default=None)
+            for name in ("memory", "device_memory")
+        ]
+        whole = (round(records * shards), seconds * shards, round(size * shards), left)
+        lines.append(StageEstimate(stage, *whole, *peaks))
     return lines
 
 
@@ -62,8 +73,15 @@ def duration(seconds: float) -> str:
 
 def table(lines: list[StageEstimate]) -> str:
     """An estimate as lines of text, with its sum."""
-    rows = [("stage", "records", "time", "disk")]
-    rows += [(line.stage, f"{line.records:,}", duration(line.seconds), f"{line.bytes / 1e9:.3f} GB") for line in lines]
+    rows = [("stage", "records", "time", "disk", "memory", "GPU memory")]
+    for line in lines:
+        peaks = [f"{peak / 1e9:.1f} GB" if peak is not None else "-" for peak in (line.memory, line.device_memory)]
+        rows.append(
+            (line.stage, f"{line.records:,}", duration(line.seconds), f"{line.bytes / 1e9:.3f} GB", peaks[0], peaks[1])
+        )
     seconds, size = sum(line.seconds for line in lines), sum(line.bytes for line in lines)
-    rows.append(("all", "", duration(seconds), f"{size / 1e9:.3f} GB"))
-    return "\n".join(f"{stage:<10}{records:>12}{time:>10}{disk:>14}" for stage, records, time, disk in rows)
+    rows.append(("all", "", duration(seconds), f"{size / 1e9:.3f} GB", "", ""))
+    return "\n".join(
+        f"{stage:<10}{records:>12}{time:>10}{disk:>14}{memory:>10}{device:>12}".rstrip()
+        for stage, records, time, disk, memory, device in rows
+    )

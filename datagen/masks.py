@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib.util
 import io
 import json
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, Self
@@ -192,16 +193,17 @@ def choose_mask(proposed: ProposedMasks, box: Box, min_region: float) -> tuple[n
 
     Measures: `predicted_iou`; `box_agreement`, the IoU of the mask's bounding box with the box; `area`, a share of the
     image; `border`, the mask's pixels on the image's edges as a share of the side; all of the chosen mask. The first
-    two of every proposal stand in `proposals`.
+    two of every proposal stand in `proposals`. A predicted IoU that is not finite counts as 0.
     """
     agreements = [box_iou(bounding_box(mask), box) for mask in proposed.masks]
-    merits = [iou * agreement for iou, agreement in zip(proposed.predicted_iou, agreements, strict=True)]
+    ious = [iou if math.isfinite(iou) else 0.0 for iou in proposed.predicted_iou]
+    merits = [iou * agreement for iou, agreement in zip(ious, agreements, strict=True)]
     best = max(range(len(merits)), key=merits.__getitem__)
     mask = cleaned(proposed.masks[best], min_region)
     edge = int(mask[[0, -1], :].sum() + mask[1:-1, [0, -1]].sum())
     proposals = [
         {"predicted_iou": round(iou, 4), "box_agreement": round(agreement, 4)}
-        for iou, agreement in zip(proposed.predicted_iou, agreements, strict=True)
+        for iou, agreement in zip(ious, agreements, strict=True)
     ]
     measures = {"area": round(float(mask.mean()), 4), "border": round(edge / min(mask.shape), 4)}
     return mask, {**proposals[best], **measures, "proposals": proposals}

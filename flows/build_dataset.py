@@ -18,7 +18,7 @@ from flows.describe import describe
 from flows.lock import locked
 from flows.profiles import load_profile, record_configuration
 from flows.server import end_with_worker
-from flows.workers import Workers, built_on_workers
+from flows.workers import AFTER, BEFORE, DEDUP, Workers, built_on_workers
 from shards.triplets import TripletShards
 
 log = logging.getLogger(__name__)
@@ -72,9 +72,12 @@ def build(config: DatasetConfig, run: Path, workers: Workers | None = None) -> l
 
 
 def _built_here(dataset: Dataset) -> Iterator[range]:
+    deduplicating = Block(dataset)  # of all blocks: each would else read the captions of all before it again
     for indices in dataset.blocks():
         block = Block(dataset, indices.start)
-        build_stages(block, indices, STAGES)
+        build_stages(block, indices, BEFORE)
+        build_stages(deduplicating, indices, DEDUP)
+        build_stages(block, indices, AFTER)
         block.release()
         yield indices
 

@@ -12,6 +12,7 @@ from flows.evaluation import make_evaluation
 from flows.evaluation_plans import calibration, given_evaluation, scored_step
 from flows.lock import locked
 from flows.profiles import DrawnBenchmark, load_profile
+from flows.server import end_with_worker
 
 
 @flow(name="evaluate-images", flow_run_name="scores in {run}")
@@ -20,7 +21,7 @@ def evaluate_images(
     run: str = "runs/miniature",
     settings: dict[str, Any] | None = None,
     images: str | None = None,
-    name: str = "images",
+    name: str | None = None,
 ) -> str:
     """Score a folder's images, or, without one, calibrate on the benchmark's real images; returns the results' folder.
 
@@ -29,15 +30,17 @@ def evaluate_images(
         run: the run folder; nothing needs to be in it.
         settings: dotted settings that differ from the profile's, such as {"benchmark": "/data/dreambooth/dataset"}.
         images: a folder with one image a case, SUBJECT/PROMPT-POSITION.png.
-        name: what the results are called; they lie in RUN/evaluation-of-NAME.
+        name: what the results are called, by default as the folder; they lie in RUN/evaluation-of-NAME.
     """
+    end_with_worker()
     chosen, folder = load_profile(profile, settings or {}), Path(run)
     with locked(folder):
         if isinstance(chosen.benchmark, DrawnBenchmark):
             draw_benchmark(chosen.benchmark, folder)
-        evaluation = (
-            calibration(chosen, folder) if images is None else given_evaluation(chosen, folder, name, Path(images))
-        )
+        if images is None:
+            evaluation = calibration(chosen, folder)
+        else:
+            evaluation = given_evaluation(chosen, folder, name or Path(images).name, Path(images))
         label = evaluation.folder.name
         if scored_step(evaluation, label).changes():
             make_evaluation(evaluation, chosen, label, _no_models)

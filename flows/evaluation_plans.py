@@ -19,6 +19,8 @@ from shards.markers import checked_marker
 from shards.stage import StageSpec
 
 BENCHMARK_VERSION = 1
+# Of the miniature's code, what changes no image of its benchmark.
+NO_DRAWING = ("adapters.py", "check.py", "figure.py")
 EVALUATION_VERSION = 2
 
 # The folders of a run's evaluations: of the adapters just trained, of those that the profile compares them with, of a
@@ -36,7 +38,8 @@ def benchmark_step(drawn: DrawnBenchmark, run: Path) -> Step:
     """The miniature's benchmark: its size, and the code that draws it."""
     code = hashlib.sha256()
     for path in sorted(miniature_checkpoints().parent.glob("*.py")):
-        code.update(path.read_bytes())
+        if path.name not in NO_DRAWING:
+            code.update(path.read_bytes())
     models = {"drawing": code.hexdigest()}
     return Step("benchmark", run / "benchmark", recipe(BENCHMARK_VERSION, drawn.model_dump(), models, {}))
 

@@ -20,14 +20,15 @@ def watch_for_dead_blocks(client: SyncPrefectClient) -> None:
     One that lives after all, and was cut off for a while, does no harm: the run that takes its place waits for its
     lock, and finds its shards made.
     """
-    heartbeat = "prefect.flow-run.heartbeat"
-    _watch(client, "silent block runs", heartbeat, {heartbeat} | ENDS, timedelta(seconds=4 * HEARTBEAT_SECONDS))
+    pending, running, heartbeat = (f"prefect.flow-run.{event}" for event in ("Pending", "Running", "heartbeat"))
+    # It may die before its first heartbeat, which it sends when it runs.
+    silence = timedelta(seconds=4 * HEARTBEAT_SECONDS)
+    _watch(client, "silent block runs", {running, heartbeat}, {heartbeat} | ENDS, silence)
     # A container's image may take minutes to come.
-    pending, running = "prefect.flow-run.Pending", "prefect.flow-run.Running"
-    _watch(client, "block runs that never start", pending, {running} | ENDS, timedelta(minutes=15))
+    _watch(client, "block runs that never start", {pending}, {running} | ENDS, timedelta(minutes=15))
 
 
-def _watch(client: SyncPrefectClient, name: str, after: str, expect: set[str], within: timedelta) -> None:
+def _watch(client: SyncPrefectClient, name: str, after: set[str], expect: set[str], within: timedelta) -> None:
     name = f"dreamcache: {name}"
     if client.read_automations_by_name(name):
         return
@@ -36,7 +37,7 @@ def _watch(client: SyncPrefectClient, name: str, after: str, expect: set[str], w
         match=ResourceSpecification({"prefect.resource.id": "prefect.flow-run.*"}),
         match_related=ResourceSpecification(of_blocks),
         for_each={"prefect.resource.id"},
-        after={after},
+        after=after,
         expect=expect,
         posture=Posture.Proactive,
         threshold=1,

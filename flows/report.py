@@ -10,12 +10,16 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from datagen.dataset import STAGES
 from flows.pictures import data_uri, with_mask
 from flows.plans import report_digest
 from flows.profiles import Profile, changed_settings
-from flows.report_dataset import STAGES, reject_groups, run_markers, stage_rows
+from flows.report_comparison import comparison
+from flows.report_costs import costs
+from flows.report_dataset import reject_groups, run_markers, stage_rows
+from flows.report_pictures import extremes, gallery
 from flows.report_scores import scores, sweep
-from flows.report_training import gallery, training
+from flows.report_training import training
 from shards.markers import Marker
 from shards.triplets import Triplet, TripletShards, triplet_paths
 
@@ -46,8 +50,11 @@ def write_report(profile: Profile, run: Path) -> Path:
         "gallery": gallery(profile, run),
         "scores": scored,
         "sweep": sweep(profile, run),
-        "times": _times(run, markers),
-        "command": _command(profile, run),
+        "extremes": extremes(profile, run),
+        "comparison": comparison(profile, run),
+        "costs": costs(run, markers),
+        "command": _command("run", profile, run),
+        "dataset_command": _command("build-dataset", profile, Path(f"{run}-again")),
         "models": _models(markers, run),
         "configuration": json.dumps(profile.model_dump(mode="json"), indent=1),
     }
@@ -61,8 +68,8 @@ def write_report(profile: Profile, run: Path) -> Path:
     return path
 
 
-def _command(profile: Profile, run: Path) -> str:
-    words = ["dreamcache", "run", "--profile", profile.name, "--run", str(run)]
+def _command(name: str, profile: Profile, run: Path) -> str:
+    words = ["dreamcache", name, "--profile", profile.name, "--run", str(run)]
     for name, value in changed_settings(profile).items():
         words += ["--set", f"{name}={value if isinstance(value, str) else json.dumps(value)}"]
     return shlex.join(words)
@@ -110,17 +117,8 @@ def _triplet(triplet: Triplet) -> dict[str, str]:
         "caption": triplet.caption,
         "key": triplet.key,
         "subject": str(triplet.record["subject"]),
+        "seed": str(triplet.record.get("seed", "")),  # imported ones have none
     }
-
-
-def _times(run: Path, markers: dict[str, list[Marker]]) -> list[dict[str, Any]]:
-    seconds = [(stage, sum(m.execution.get("seconds", 0.0) for m in found)) for stage, found in markers.items()]
-    for name in ("training", "evaluation", "evaluation-compared"):
-        path = run / name / "done.json"
-        if path.is_file():
-            seconds.append((name, json.loads(path.read_bytes())["execution"].get("seconds", 0.0)))
-    most = max([number for _, number in seconds] + [1e-9])
-    return [{"name": name, "seconds": number, "percent": round(100 * number / most, 1)} for name, number in seconds]
 
 
 def _models(markers: dict[str, list[Marker]], run: Path) -> Sequence[tuple[str, str]]:

@@ -11,11 +11,11 @@ from typing import Any
 
 from PIL import Image
 
+from datagen.dataset import STAGES
 from flows.pictures import data_uri, with_mask
 from shards.files import group_members, read_json_lines
 from shards.markers import Marker, read_marker, rejects_path
 
-STAGES = ("captions", "dedup", "images", "masks", "gates", "triplets")
 EXAMPLES = 6
 SHARDS_SEARCHED = 8
 
@@ -69,7 +69,8 @@ def _example(run: Path, shard: Path, record: dict[str, Any]) -> dict[str, Any]:
     picture = None
     if "jpg" in parts:
         image = Image.open(io.BytesIO(parts["jpg"])).convert("RGB")
-        text = json.loads(parts["json"])["caption"]
+        made = json.loads(parts["json"])
+        text = f"{made['caption']}, seed {made['seed']}" if "seed" in made else made["caption"]
         masks = _stored(run / "masks" / f"{shard.name.partition('.')[0]}.tar", record["key"])
         if "mask.png" in masks:
             image = with_mask(image, Image.open(io.BytesIO(masks["mask.png"])))

@@ -13,44 +13,10 @@ from flows.charts import Line, line_chart
 from flows.evaluation_plans import COMPARED, GIVEN, SWEEP, TRAINED
 from flows.profiles import Profile
 from flows.report_training import current_evaluations
-from flows.score_tables import METRIC_NAMES
+from flows.score_tables import METRIC_NAMES, REAL, ROLES, notes
 from shards.files import read_json_lines
 
-VARIANTS = {
-    "no-adapters": (
-        "No adapters",
-        "The backbone alone, which knows the class but never saw the subject: the lower bound of likeness. "
-        "What it scores above zero is what any image of the class would score.",
-    ),
-    "adapters": (
-        "Adapters just trained",
-        "Shown the subject's reference. What they gain over no adapters and over the wrong reference is the subject.",
-    ),
-    "wrong-reference": (
-        "Adapters just trained, wrong reference",
-        "Shown another subject, of the same class where there is one, and scored against the right one. "
-        "What is gained here is gained by looking like a reference at all, not like this one.",
-    ),
-    "ip-adapter": (
-        "IP-Adapter",
-        "The same backbone, seeds and references with IP-Adapter, another method without finetuning. "
-        "Its scale is a setting, and its scores move with it as ours do.",
-    ),
-    "copy-paste": (
-        "Copied reference",
-        "The reference itself for every prompt: the upper bound of likeness, deaf to the prompt. "
-        "That DINO and CLIP-I reward it is their weakness, and CLIP-T and diversity show it.",
-    ),
-}
-COMMITTED = {
-    "adapters": ("Committed adapters", "The checkpoint that the profile compares with, shown the subject's reference."),
-    "wrong-reference": ("Committed adapters, wrong reference", "The same, shown another subject's reference."),
-}
-REAL = (
-    "Real against real",
-    "A subject's photographs with each other: what an ideal method would reach that shows the subject anew. "
-    "Scores above it mean that the reference was copied.",
-)
+COMMITTED = {"adapters": "Committed adapters", "wrong-reference": "Committed adapters, wrong reference"}
 TABLES = {"overall": "All subjects", "palette_shared": "Hard subjects, which share their palette with another"}
 
 
@@ -61,18 +27,23 @@ def scores(profile: Profile, run: Path) -> dict[str, Any] | None:
         return None
     summary = _summary(run, TRAINED)
     own = list(read_json_lines(run / TRAINED / ROWS))
-    lines = [(*VARIANTS[variant], kinds) for variant, kinds in summary["variants"].items()]
+    said = notes(summary)
+    lines = [(ROLES[variant][0], said[variant], kinds) for variant, kinds in summary["variants"].items()]
     differences = list(summary["differences"].items())
     if COMPARED in current:
-        lines += [(*COMMITTED[variant], kinds) for variant, kinds in _summary(run, COMPARED)["variants"].items()]
-        committed = list(read_json_lines(run / COMPARED / ROWS))
-        for first in dict.fromkeys(row["variant"] for row in committed):
-            differences.append((f"committed {first} - no-adapters", _difference(committed, first, own, "no-adapters")))
+        compared, committed = _summary(run, COMPARED), list(read_json_lines(run / COMPARED / ROWS))
+        for first in compared["variants"]:
+            if found := _difference(committed, first, own, "no-adapters"):
+                compared["differences"][f"{first} - no-adapters"] = found
+        of_committed = notes(compared)
+        lines += [(COMMITTED[name], of_committed[name], kinds) for name, kinds in compared["variants"].items()]
+        differences += [(f"committed {label}", kinds) for label, kinds in compared["differences"].items()]
     for folder in sorted(path.parent for path in run.glob(f"{GIVEN}*/done.json")):
         name, rows = folder.name.removeprefix(GIVEN), list(read_json_lines(folder / ROWS))
-        lines.append((name, "Images that were given, scored alike.", _summary(run, folder.name)["variants"]["given"]))
+        given = _summary(run, folder.name)
+        lines.append((name, notes(given)["given"], given["variants"]["given"]))
         differences.append((f"adapters - {name}", _difference(own, "adapters", rows, "given")))
-    lines.append((*REAL, summary["real_against_real"]))
+    lines.append((ROLES[REAL][0], said.get(REAL, ""), summary["real_against_real"]))
     differences = [(label, kinds) for label, kinds in differences if kinds]
     metrics = [metric for metric in METRICS if any(metric in kinds.get("overall", {}) for *_, kinds in lines)]
     number = next(iter(summary["variants"].values()))["overall"]["dino"]["groups"]
@@ -184,7 +155,7 @@ def _breakdowns(variants: Mapping[str, Any], rows: Sequence[Row], metrics: Seque
 
 
 def _row(label: str, note: str, estimates: dict[str, Any], metrics: Sequence[str]) -> dict[str, Any]:
-    strong = label == VARIANTS["adapters"][0]
+    strong = label == ROLES["adapters"][0]
     return {"label": label, "note": note, "strong": strong, "cells": _cells(estimates, metrics)}
 
 

@@ -1,26 +1,18 @@
-"""The report's part on the adapters: loss curves and the gallery."""
+"""The report's part on training: loss curves, and which evaluations of the trained adapters are up to date."""
 
 from __future__ import annotations
 
 import csv
-import io
 import json
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
-
-from dreamcache.dreambooth.config import Variant
 from dreamcache.dreambooth.evaluation import Evaluation
 from flows.charts import Line, line_chart, running_mean
-from flows.evaluation_plans import COMPARED, TRAINED, evaluation_of, evaluations
-from flows.pictures import data_uri
+from flows.evaluation_plans import COMPARED, evaluation_of, evaluations
 from flows.plans import evaluation_step
 from flows.profiles import Profile
-from shards.files import read_tar_records
 
-GALLERY_SUBJECTS = 10
-GALLERY_PROMPTS = 2
 POINTS = 2000  # of a curve: more are not seen
 KINDS = {"right": "right reference", "wrong": "wrong reference", "none": "no reference"}
 
@@ -68,31 +60,3 @@ def current_evaluations(profile: Profile, run: Path) -> list[tuple[str, Evaluati
         for name in evaluations(profile)
         if not evaluation_step(profile, run, name).changes()
     ]
-
-
-def gallery(profile: Profile, run: Path) -> dict[str, Any] | None:
-    """Rows of the same prompt and seed: without adapters, with the compared ones, with those just trained."""
-    folders = dict(current_evaluations(profile, run))
-    if TRAINED not in folders:
-        return None
-    columns: list[tuple[str, Evaluation, Variant]]
-    columns = [("no adapters", folders[TRAINED], "no-adapters"), ("just trained", folders[TRAINED], "adapters")]
-    if COMPARED in folders:
-        columns.insert(1, ("committed adapters", folders[COMPARED], "adapters"))
-    columns.append(("just trained, wrong reference", folders[TRAINED], "wrong-reference"))
-    columns = [column for column in columns if column[2] in column[1].config.variants]
-    rows = []
-    for subject in folders[TRAINED].subjects[:: max(1, len(folders[TRAINED].subjects) // GALLERY_SUBJECTS)]:
-        images = [
-            dict(read_tar_records(evaluation.image_plan(variant, subject).path)) for _, evaluation, variant in columns
-        ]
-        cases = folders[TRAINED].cases(subject)[:GALLERY_PROMPTS]
-        for number, case in enumerate(cases):
-            pictures = [
-                data_uri(Image.open(io.BytesIO(found[case.key]["png"])), 160) if case.key in found else None
-                for found in images
-            ]
-            reference = data_uri(Image.open(subject.reference), 160) if number == 0 else None
-            row = {"reference": reference, "span": len(cases), "subject": subject.name, "pictures": pictures}
-            rows.append({**row, "prompt": case.prompt, "seed": case.seed})
-    return {"conditions": [label for label, _, _ in columns], "rows": rows}

@@ -1,7 +1,8 @@
-"""The commands of `dreamcache` that score images and compare scores, and the one that shows Prefect's UI."""
+"""The commands of `dreamcache` on the benchmark and its scores, and the one that shows Prefect's UI."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
@@ -32,7 +33,9 @@ def evaluate(
     name: Annotated[
         str | None, typer.Option(help="what the scores are called", show_default="the folder's name")
     ] = None,
-    dataset: Annotated[Path | None, typer.Option(help="DreamBooth's folder, in place of the profile's")] = None,
+    dataset: Annotated[
+        Path | None, typer.Option(help="DreamBooth's folder (see fetch-dreambooth), in place of the profile's")
+    ] = None,
     profile: ProfileOption = "miniature",
     run: RunOption = None,
     settings: SetOption = None,
@@ -107,8 +110,36 @@ def compare(
         print(comparison_table(found))
 
 
+def fetch_dreambooth(
+    folder: Annotated[Path, typer.Argument(help="where the dataset is to lie")] = Path("dreambooth/dataset"),
+) -> None:
+    """Bring DreamBooth's dataset from its public repository, every image compared with its digest; CC BY 4.0.
+
+    The folder is there whole or not at all. Without a network: unpack the repository's archive elsewhere, and name its
+    folder dataset by --dataset.
+
+    Example: dreamcache fetch-dreambooth dreambooth/dataset
+    """
+    from dreamcache.dreambooth import fetch
+
+    print(f"Fetching {fetch.ADDRESS}", flush=True)
+    told = time.monotonic()
+
+    def report(size: int) -> None:
+        nonlocal told
+        if time.monotonic() - told > 10:
+            told = time.monotonic()
+            print(f"{size / 1e6:.0f} MB", flush=True)
+
+    benchmark = fetch.fetch_dreambooth(folder, fetch.ADDRESS, report)
+    print(
+        f"{folder}: {len(benchmark.subjects)} subjects, {len(benchmark.images)} {benchmark.digests} images, unaltered"
+    )
+
+
 RUN_COMMANDS: tuple[tuple[str, Callable[..., None]], ...] = (
     ("evaluate", evaluate),
     ("compare", compare),
+    ("fetch-dreambooth", fetch_dreambooth),
     ("ui", ui),
 )

@@ -8,14 +8,41 @@ from typing import Any
 
 from dreamcache.dreambooth.published import published_real_scores
 from dreamcache.dreambooth.scoring import REAL_ROWS, ROWS, SUMMARY, summary_json
-from dreamcache.dreambooth.summary import KINDS, METRICS, calibrate, compare, summarize
+from dreamcache.dreambooth.summary import METRICS, calibrate, compare, summarize
 from shards.files import read_json_lines
 
 METRIC_NAMES = {
     "dino": "DINO", "clip_i": "CLIP-I", "clip_t": "CLIP-T", "mdino": "MDINO", "mclip_i": "MCLIP-I", "dinov2": "DINOv2",
     "diversity": "diversity",
 }  # fmt: skip
-KIND_NAMES = {"overall": "all", "object": "objects", "live": "live", "palette_shared": "palette shared"}
+KIND_NAMES = {"overall": "all", "palette_shared": "palette shared", "object": "objects", "live": "live"}
+
+# What is scored, and the first of two sentences on it; the second says what its scores show, see `notes`.
+REAL = "real against real"
+ROLES = {
+    "no-adapters": (
+        "No adapters",
+        "The backbone alone, which knows the class but never saw the subject: the lower bound of likeness.",
+    ),
+    "adapters": ("Adapters just trained", "Shown the subject's reference."),
+    "wrong-reference": (
+        "Adapters just trained, wrong reference",
+        "Shown another subject, of the same class where there is one, and scored against the right one.",
+    ),
+    "ip-adapter": (
+        "IP-Adapter",
+        "The same backbone, seeds and references with IP-Adapter, another method without finetuning.",
+    ),
+    "copy-paste": (
+        "Copied reference",
+        "The reference itself for every prompt: the upper bound of likeness, deaf to the prompt.",
+    ),
+    "given": ("Images that were given", "Of whatever origin, and scored exactly as a run's own are."),
+    REAL: (
+        "Real against real",
+        "A subject's photographs with each other: what an ideal method would reach that shows the subject anew.",
+    ),
+}
 
 
 def estimate_cells(estimates: Mapping[str, Any], signed: bool = False) -> dict[str, str]:
@@ -33,16 +60,71 @@ def estimate_cells(estimates: Mapping[str, Any], signed: bool = False) -> dict[s
 def summary_table(summary: Mapping[str, Any]) -> str:
     """A summary's scores by variant and kind of subjects, with 95% intervals, and its paired differences."""
     lines = [f"benchmark {summary['benchmark']}, protocol {summary['protocol']}, {summary['images']} images"]
-    scores = [(variant, kinds, False) for variant, kinds in summary["variants"].items()]
-    scores.append(("real against real", summary["real_against_real"], False))
-    scores += [(label, kinds, True) for label, kinds in summary["differences"].items()]
+    scores = summary["variants"] | {REAL: summary["real_against_real"]}
     rows = [
-        {"images": label, "subjects": KIND_NAMES[kind], **estimate_cells(kinds[kind], signed)}
-        for label, kinds, signed in scores
-        for kind in KINDS
+        {"subjects": KIND_NAMES[kind], "images": label, **estimate_cells(kinds[kind], signed)}
+        for table, signed in ((scores, False), (summary["differences"], True))
+        for kind in KIND_NAMES
+        for label, kinds in table.items()
         if kind in kinds
     ]
-    return "\n".join([*lines, *_aligned(rows)])
+    said = [f"{label}: {note}" for label, note in notes(summary).items()]
+    return "\n".join([*lines, *_aligned(rows), "", *said])
+
+
+def notes(summary: Mapping[str, Any]) -> dict[str, str]:
+    """By variant, and for the real images, two sentences: what it is, and what its scores say, hard subjects apart.
+
+    `summary` needs no more than variants, differences and real_against_real. Kinds without a DINO score have no note.
+    """
+    differences = summary["differences"]
+    scored = {**summary["variants"], REAL: summary["real_against_real"]}
+    found = {name: f"{_level(kinds)}." for name, kinds in scored.items() if "dino" in kinds.get("overall", {})}
+    for name, text in {
+        "no-adapters": "{level} is what any image of the class scores.",
+        "ip-adapter": "{level} moves with its scale, a setting, as ours does.",
+        "given": "{level} is set against another evaluation's, case by case, by `dreamcache compare`.",
+        REAL: "{level} is the mark, and what scores above it has copied the reference.",
+    }.items():
+        if name in found:
+            found[name] = text.format(level=_level(scored[name]))
+    for name, others, moral in (
+        ("adapters", {"no-adapters": "no adapters", "wrong-reference": "the wrong reference"}, ""),
+        ("wrong-reference", {"no-adapters": "no adapters"}, ": what comes of any reference at all, not of this one"),
+        ("copy-paste", {"adapters": "the adapters"}, ": DINO rewards copying, so it is read beside CLIP-T"),
+    ):
+        metrics = ("dino", "clip_t") if name == "copy-paste" else ("dino",)
+        parts = [
+            f"{METRIC_NAMES[metric]} against {called} is {_change(differences[label], metric)}"
+            for other, called in others.items()
+            if (label := f"{name} - {other}") in differences
+            for metric in metrics
+            if metric in differences[label]["overall"]
+        ]
+        if name in found and parts:
+            found[name] = f"{'; '.join(parts)}{moral}."
+    return {name: f"{ROLES[name][1]} {text}" for name, text in found.items()}
+
+
+def _level(kinds: Mapping[str, Any]) -> str:
+    hard = kinds.get("palette_shared")
+    apart = f" ({hard['dino']['mean']:.3f} on hard subjects)" if hard else ""
+    return f"DINO {kinds['overall']['dino']['mean']:.3f}{apart}"
+
+
+def _change(kinds: Mapping[str, Any], metric: str) -> str:
+    """A difference with its interval and what that shows, on all subjects and on the hard ones."""
+    texts = []
+    for kind, where in (("overall", ""), ("palette_shared", "on hard subjects ")):
+        if (change := kinds.get(kind, {}).get(metric)) is not None:
+            verdict = "no difference shown"
+            if change["low"] is None:
+                verdict = "of one subject alone"
+            elif round(change["low"], 3) > 0 or round(change["high"], 3) < 0:  # as they are read
+                verdict = "more" if change["low"] > 0 else "less"
+            cell = estimate_cells({metric: change}, signed=True)[METRIC_NAMES[metric]]
+            texts.append(f"{where}{cell}, {verdict}")
+    return texts[0] + "".join(f" ({text})" for text in texts[1:])
 
 
 def recomputed(folder: Path) -> tuple[dict[str, Any], bool]:
@@ -132,7 +214,10 @@ def _rows(folder: Path, name: str) -> list[dict[str, Any]]:
     path = evaluation_folder(folder) / name
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist: give the folder of a finished evaluation")
-    return list(read_json_lines(path))
+    rows = list(read_json_lines(path))
+    if not all(isinstance(row, dict) for row in rows) or (name == ROWS and not rows):
+        raise ValueError(f"{path} holds no rows of an evaluation")
+    return rows
 
 
 def _of_one_variant(folder: Path, variant: str) -> list[dict[str, Any]]:

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import re
+import signal
+import socket
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -32,7 +36,7 @@ def prefect_server(folder: Path, meanwhile: Callable[[], object]) -> Iterator[st
 
     The server takes seconds to start; `meanwhile` is called while it does, to import what the block needs.
     Prefect's own temporary server outlives a killed parent; this one does not. `dreamcache ui --folder FOLDER` shows
-    its runs later. Raises RuntimeError if it does not answer within three minutes.
+    its runs later. Raises RuntimeError if it does not answer within ten minutes.
     """
     from prefect.events.worker import EventsWorker
     from prefect.logging.handlers import APILogWorker
@@ -52,7 +56,7 @@ def prefect_server(folder: Path, meanwhile: Callable[[], object]) -> Iterator[st
     try:
         meanwhile()
         address = f"http://127.0.0.1:{port}/api"
-        server.wait_until_healthy(f"{address}/health", seconds=180)
+        server.wait_until_healthy(f"{address}/health", seconds=600)  # one that ends is noticed at once
         # The variable is for children that run flows of their own.
         os.environ["PREFECT_API_URL"] = address
         with temporary_settings({PREFECT_API_URL: address}):
@@ -71,3 +75,18 @@ def end_with_worker() -> None:
 
     if deployment.id:
         end_with_parent()
+        if _worker_is_gone():  # it died while this process was still importing, and another has its place
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _worker_is_gone() -> bool:
+    """Whether nobody listens any more where a worker listens to the process that it started for a flow run.
+
+    Prefect takes the port out of the environment at once; Linux keeps what a process was started with.
+    """
+    started_with = Path("/proc/self/environ")
+    told = re.search(rb"PREFECT__CONTROL_PORT=(\d+)", started_with.read_bytes()) if started_with.exists() else None
+    if told is None:  # no process pool's worker
+        return False
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", int(told[1]))) == errno.ECONNREFUSED

@@ -43,9 +43,7 @@ def publish(run: Path, checkpoints: Path) -> Path:
     said = {
         "dataset": f"{dataset['shards']} shards of {dataset['captions_per_shard']} captions, "
         f"images in {dataset['images']['steps']} steps",
-        "training": ", ".join(
-            f"{name} {training[name]}" for name in ("start", "learning_rate", "ema_decay", "held_out")
-        ),
+        "training": ", ".join(f"{name} {training[name]}" for name in SETTINGS),
     }
     losses = {name: float(last[f"validation_{name}"]) for name in ("right", "wrong", "none")}
     (folder / "README.md").write_text(CARD.format(

@@ -14,6 +14,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
+# Made once: `json.dumps` and `json.loads` would spend half their time on getting ready for a line.
+_ENCODER = json.JSONEncoder(ensure_ascii=False, sort_keys=True, separators=(",", ":"), allow_nan=False)
+_DECODER = json.JSONDecoder()
 KEY_PATTERN = re.compile(r"[0-9a-z_-]{1,80}")
 TEMPORARY = ".tmp-"
 
@@ -34,19 +37,27 @@ def checked_key(key: object) -> str:
 
 def json_line(record: Mapping[str, Any]) -> bytes:
     """One record as canonical UTF-8 JSON with a newline: sorted keys, no spaces, NaN refused with ValueError."""
-    text = json.dumps(record, ensure_ascii=False, sort_keys=True, separators=(",", ":"), allow_nan=False)
     # A lone surrogate has no UTF-8 form; its backslash escape is valid JSON for the same string.
-    return text.encode("utf-8", "backslashreplace") + b"\n"
+    return _ENCODER.encode(record).encode("utf-8", "backslashreplace") + b"\n"
 
 
 def read_json_lines(path: Path) -> Iterator[dict[str, Any]]:
     """Yield the records of a JSON-lines file; raises ValueError with the line's number where one is broken."""
+    return (record for record, _ in records_with_lines(path))
+
+
+def records_with_lines(path: Path) -> Iterator[tuple[dict[str, Any], bytes]]:
+    """Yield the records of a JSON-lines file beside their lines, as `read_json_lines` does."""
     with path.open("rb") as file:
         for number, line in enumerate(file, 1):
             try:
-                yield json.loads(line)
+                text = str(line, "utf-8").strip()
+                record, end = _DECODER.raw_decode(text)
+                if end != len(text):
+                    raise ValueError(f"more follows after {end} characters")
             except ValueError as error:
                 raise ValueError(f"{path}, line {number}: not JSON ({error})") from None
+            yield record, line
 
 
 def sha256_of(path: Path) -> str:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from shards import files
+from shards import files, memory
 from shards.files import HashingFile, add_member, checked_key, json_line
 from shards.markers import FileState, Marker, marker_path, read_marker, rejects_path
 from shards.recipes import recipe_changes
@@ -91,8 +91,8 @@ class ShardPlan:
         """Write the shard: all of it with its marker, or, after an exception or a kill, nothing.
 
         `records_in` defaults to the first input's number of records; the accounts must come out at it. `execution`
-        is recorded in the marker as it is in the end, beside the seconds taken. Raises ValueError if an input is not
-        finished.
+        is recorded in the marker as it is in the end, beside the seconds taken and the memory held. Raises ValueError
+        if an input is not finished.
         """
         records_in = self.records_in if records_in is None else records_in
         if self.unfinished or records_in is None:
@@ -128,12 +128,17 @@ class ShardWriter:
             self._tar = tarfile.open(fileobj=self._data, mode="w|", format=tarfile.USTAR_FORMAT)  # type: ignore[call-overload]
         files.reached(f"{plan.name} opened")
 
-    def add(self, record: Mapping[str, Any], parts: Mapping[str, bytes] | None = None) -> None:
-        """Keep a record; in a tar shard it becomes KEY.json, beside one KEY.EXTENSION for each of `parts`."""
+    def add(
+        self, record: Mapping[str, Any], parts: Mapping[str, bytes] | None = None, line: bytes | None = None
+    ) -> None:
+        """Keep a record; in a tar shard it becomes KEY.json, beside one KEY.EXTENSION for each of `parts`.
+
+        `line` is its line in the input, where the stage changed nothing of it: it need not be made again.
+        """
         key = self._account(record)
         if self._tar is None:
             assert not parts, "a JSON-lines shard has no room for binary parts"
-            self._data.write(json_line(record))
+            self._data.write(line or json_line(record))
             return
         content = {**(parts or {}), "json": json_line(record)}
         for extension in sorted(content):
@@ -190,7 +195,11 @@ class ShardWriter:
             rejected=dict(sorted(self._rejected.items())),
             shard=_file_state(plan.path, self._data),
             rejects=_file_state(rejects_path(plan.path), self._rejects),
-            execution={**self._execution, "seconds": round(time.perf_counter() - self._started, 3)},
+            execution={
+                **self._execution,
+                "seconds": round(time.perf_counter() - self._started, 3),
+                **memory.peaks(),
+            },
         )
         if not files.write_exclusively(marker_path(plan.path), self.marker.to_json()):
             raise RuntimeError(f"{name}: another process marked this shard while it was being replaced; start again")

@@ -79,7 +79,7 @@ def test_deployments_resolve() -> None:
         unknown = set(deployment.get("parameters", {})) - set(flow.parameters.properties)
         assert not unknown, f"{flow.name}/{deployment['name']}: no parameter {unknown}"
         names.add(f"{flow.name}/{deployment['name']}")
-    flows = ("build-dataset", "train-adapters", "evaluate-adapters", "dreamcache-pipeline")
+    flows = ("build-dataset", "train-adapters", "evaluate-adapters", "evaluate-images", "dreamcache-pipeline")
     assert names == {f"{flow}/{profile}" for flow in flows for profile in ("miniature", "full")} | {"build-block/gpu"}
 
 

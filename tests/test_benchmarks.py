@@ -146,7 +146,17 @@ def test_sd15_keeps_the_speed_promises_in_arithmetic():
     assert sum(parameter.numel() for parameter in _add_lora(unet)) == 797_184
 
 
-def test_what_cannot_be_measured_is_named(capsys, tmp_path):
+def test_what_cannot_be_measured_is_named(folder, capsys, tmp_path):
     with pytest.raises(SystemExit) as stopped:
         sampling.main([str(tmp_path / "nothing"), "--device", "cpu"])
     assert stopped.value.code == 2 and "no Stable Diffusion in" in capsys.readouterr().err
+    for words, message in (
+        (["--device", "abacus"], "no such device"),
+        (["--rounds", "0"], "rounds must be at least 1"),
+    ):
+        with pytest.raises(SystemExit) as stopped:
+            sampling.main([str(folder), "--steps", "1", *words])
+        assert stopped.value.code == 2 and message in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        training.main(["--help"])
+    assert "default: 1, 8 on a GPU" in capsys.readouterr().out

@@ -1,41 +1,24 @@
 """A whole dataset by small real models: what is redone and why, growth, kill -9, damage, and clear errors."""
 
 import json
-import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from kill_points import in_a_child
 from pydantic import ValidationError
+from tiny_datagen import build_alone as build
 from tiny_datagen import tiny_dataset_config, tiny_models
 
 from datagen import masks
-from datagen.block import Block
 from datagen.dataset import STAGES, Dataset, DatasetConfig, explained
-from shards import files
 from shards.files import read_json_lines
 from shards.markers import rejects_path
 from shards.triplets import read_triplets, triplet_paths
 
 ROOT = Path(__file__).resolve().parents[1]
-
-
-def build(config: DatasetConfig, run: Path) -> list[str]:
-    """Build a dataset without a flow; returns the shards that were made."""
-    dataset = Dataset(config, run)
-    made = []
-    for indices in dataset.blocks():
-        block = Block(dataset)
-        for stage in STAGES:
-            for index in indices:
-                if block.make(stage, index, lambda done, total: None) is not None:
-                    made.append(f"{stage}/{index:05d}")
-            dataset.check_survivors(stage, indices)
-    dataset.leave_out_surplus(indices.stop)
-    return made
 
 
 def changed(config: DatasetConfig, part: str, **settings: object) -> DatasetConfig:
@@ -183,34 +166,16 @@ def test_a_target_is_reached_block_by_block(config: DatasetConfig, run: Path) ->
         build(too_many, run)
 
 
-def in_a_child(action: Callable[[], object]) -> int:
-    """Run an action in a forked process; its exit status, or minus the signal that killed it."""
-    child = os.fork()
-    if not child:
-        try:
-            action()
-            os._exit(0)
-        finally:
-            os._exit(1)
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-
-
-def kill_at(point: str) -> Callable[[str], None]:
-    return lambda reached: os.kill(os.getpid(), signal.SIGKILL) if reached == point else None
-
-
 def test_kill_9_in_every_stage(config: DatasetConfig, undisturbed: Path, tmp_path: Path) -> None:
     points = ["captions/00001 written", "dedup/00001 synced", "images/00000 unmarked", "images/00001 opened"]
     points += ["masks/00001 renamed", "gates/00000 renamed", "triplets/00001 marked"]
 
-    def killed(point: str) -> None:
-        files.reached = kill_at(point)
-        build(config, tmp_path)
-
+    run = tmp_path / "run"
     for point in points:
-        assert in_a_child(lambda point=point: killed(point)) == -signal.SIGKILL, point
-    assert build(config, tmp_path) == []  # the last point is the last marker
-    assert contents(tmp_path) == contents(undisturbed)
+        killed = in_a_child(lambda: build(config, run), tmp_path / "points.log", kill_at=point)
+        assert killed == -signal.SIGKILL, point
+    assert build(config, run) == []  # the last point is the last marker
+    assert contents(run) == contents(undisturbed)
 
 
 @pytest.mark.parametrize("stage", STAGES)

@@ -4,8 +4,12 @@ import random
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from datagen import dedup
-from datagen.dedup import CaptionIndex, DedupConfig, normalized_words, shingles
+from datagen.caption_index import CaptionIndex
+from datagen.dedup import DedupConfig, normalized_words
+from datagen.sketches import shingles, sketch
 from shards.files import read_json_lines
 from shards.markers import rejects_path
 from shards.stage import StageSpec, plan_shard
@@ -100,8 +104,8 @@ def test_growth_changes_nothing_that_is_there(tmp_path: Path) -> None:
     assert grown == whole and sum(map(len, whole)) > 10
 
 
-def test_near_duplicates_agree_with_exact_jaccard() -> None:
-    """All pairs at or above the threshold are found but for the few that no band of hashes brings together."""
+def repeating_captions() -> list[tuple[str, str, str]]:
+    """Captions of 20 words with repeats that differ from them by one to six words."""
     rng = random.Random(1)
     vocabulary = [f"word{number}" for number in range(300)]
     texts: list[str] = []
@@ -113,18 +117,54 @@ def test_near_duplicates_agree_with_exact_jaccard() -> None:
             for _ in range(changes):
                 changed[rng.randrange(20)] = rng.choice(vocabulary)
             texts.append(" ".join(changed))
-    index = CaptionIndex(FREE)
-    kept: list[set[str]] = []
-    found = missed = wrong = 0
-    for number, text in enumerate(texts):
-        own = shingles(normalized_words(text))
-        exact = any(len(own & other) / len(own | other) >= FREE.near_duplicate for other in kept)
-        caption = index.prepare(text)
-        match = index.match(caption)
-        found += exact and match is not None
-        missed += exact and match is None
-        wrong += not exact and match is not None
-        if match is None:
-            kept.append(own)
-            index.add({"key": str(number), "caption": text, "class": "x", "place": "y"}, caption)
-    assert found > 100 and wrong == 0 and missed <= 0.02 * found
+    return [("x", "y", text) for text in texts]
+
+
+def test_near_duplicates_agree_with_exact_jaccard(tmp_path: Path) -> None:
+    """All at or above the threshold are found but for the few that no band of hashes brings together."""
+    captions = repeating_captions()
+    write_captions(tmp_path, 0, captions)
+    taken, rejects = keep(tmp_path, FREE, 1, len(captions))
+    rejected = {one["key"]: one["matched"] for one in rejects}
+    kept: dict[str, set[str]] = {}
+    found = missed = 0
+    for number, (_, _, text) in enumerate(captions):
+        key, own = f"00000-{number}", shingles(normalized_words(text))
+        exact = {name: len(own & other) / len(own | other) for name, other in kept.items()}
+        best = max(exact.values(), default=0.0)
+        if key in rejected:
+            assert best >= FREE.near_duplicate and rejected[key]["similarity"] == round(best, 4)
+            assert exact[rejected[key]["key"]] == best
+        else:
+            kept[key] = own
+        found += key in rejected
+        missed += key not in rejected and best >= FREE.near_duplicate
+    assert list(kept) == taken and found > 100 and missed <= 0.02 * found
+
+
+def test_what_is_kept_does_not_depend_on_how_many_are_worked_on_at_a_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    captions = repeating_captions()[:200]
+    captions += [("x", "y", "the same words over and over again")] * 50
+    made = []
+    for chunk in (512, 7):
+        monkeypatch.setattr(dedup, "CHUNK", chunk)
+        write_captions(tmp_path / str(chunk), 0, captions)
+        made.append(keep(tmp_path / str(chunk), FREE, 1, len(captions)))
+    assert made[0] == made[1] and made[0][1][-1]["matched"]["key"] == "00000-200"
+
+
+def test_a_sketch_is_of_the_normalized_words_whatever_the_script() -> None:
+    texts = [
+        "A dog, a DOG, a dog!", "", " \t?!", "Straße İstanbul ﬁne ①½", "它在海滩上 茶壶 它在海滩上",
+        "на пляже_2 \u0301a", "x" * 10_000,
+        "two\nlines\r\nand\x0bmore", "\ud800 lone \x00 zero", "💡 | <b> %s \u202e", "w " * 3000, "नमस्ते दुनिया",
+    ]  # fmt: skip
+    found = sketch(texts, bands=4, rows=3)
+    words = [normalized_words(text) for text in texts]
+    assert [text.split() for text in found.texts] == words
+    assert found.words.tolist() == [len(one) for one in words]
+    assert found.shingles.sizes.tolist() == [len(shingles(one)) for one in words]
+    alone = [sketch([text], bands=4, rows=3).buckets[0].tolist() for text in texts]
+    assert found.buckets.tolist() == alone and len({tuple(one) for one in alone}) == len(texts) - 1  # two have no word

@@ -17,10 +17,11 @@ import pytest
 from PIL import Image
 
 from datagen.block import Block
+from datagen.caption_index import CaptionIndex
 from datagen.captions import CaptionsConfig
 from datagen.config import Execution
 from datagen.dataset import STAGES, Dataset, DatasetConfig
-from datagen.dedup import CaptionIndex, DedupConfig
+from datagen.dedup import DedupConfig
 from datagen.gates import GatesConfig
 from datagen.images import ImagesConfig
 from datagen.masks import Box, MasksConfig, ProposedMasks, ScoredBox
@@ -48,9 +49,12 @@ class Writer:
     def __init__(self) -> None:
         self.faults: Counter[str] = Counter()
         self.good: list[str] = []
+        self.said: set[str] = set()
 
     def write(self, prompts: Sequence[str], seeds: Sequence[int]) -> list[str]:
-        return [self._reply(prompt, random.Random(seed)) for prompt, seed in zip(prompts, seeds, strict=True)]
+        replies = [self._reply(prompt, random.Random(seed)) for prompt, seed in zip(prompts, seeds, strict=True)]
+        self.said.update(replies)
+        return replies
 
     def _reply(self, prompt: str, draw: random.Random) -> str:
         noun = prompt.split("\n")[0].removeprefix("Subject: ")
@@ -80,13 +84,26 @@ class Writer:
             reason = draw.choice(list(broken))
             self.faults[reason] += 1
             return broken[reason]
+        if draw.random() < 0.1:
+            whole = json.dumps(reply | {"subject": "茶壶", "caption": f"茶壶 {words} 在海滩上"})
         self.good.append(whole)
         return whole
 
 
 IMAGE_FAULTS = ["image not finite", "black image", "flat image", "unsafe image"]
+# What is to go wrong with a mask, and the reason that it is rejected under.
+MASK_FAULTS = {
+    "no box": "no box",
+    "weak box": "low box score",
+    "two subjects": "several subjects",
+    "full mask": "subject too large",
+    "empty mask": "subject too small",
+    "mask at the border": "touches the border",
+    "doubtful mask": "low predicted IoU",
+    "score not finite": "low predicted IoU",
+}
 # The finder and the cutter see nothing but pixels, so the painter says by brightness what is to go wrong.
-MASK_FAULTS = ["no box", "subject too large", "several subjects", "low predicted IoU", "touches the border", "none"]
+DARKEST, STEP = 0.2, 0.08
 
 
 def fate(caption: str) -> int:
@@ -99,24 +116,25 @@ class Painter:
         for caption in captions:
             number = fate(caption)
             noise = np.random.default_rng(number).uniform(-0.05, 0.05, (SIDE, SIDE, 3))
-            image = 0.2 + 0.1 * min(max(number - 4, 0), 5) + noise
+            image = DARKEST + STEP * min(max(number - 4, 0), len(MASK_FAULTS)) + noise
             made.append([image * np.nan, image * 0, image * 0 + 0.5, image][min(number, 3)])
         return np.stack(made)
 
     def unsafe(self, images: np.ndarray) -> list[bool]:
-        return [bool(image.mean() < 0.21 and self.flagged(image)) for image in images]
+        return [bool(image.mean() < DARKEST + STEP / 2 and self.flagged(image)) for image in images]
 
     @staticmethod
     def flagged(image: np.ndarray) -> bool:
-        own = 0.2 + np.random.default_rng(3).uniform(-0.05, 0.05, (SIDE, SIDE, 3))
+        own = DARKEST + np.random.default_rng(3).uniform(-0.05, 0.05, (SIDE, SIDE, 3))
         return bool(np.allclose(image, own))
 
 
 class FinderAndCutter:
     def find(self, images: Sequence[Image.Image], nouns: Sequence[str]) -> list[list[ScoredBox]]:
-        self.kinds = [MASK_FAULTS[round((np.asarray(image).mean() / 255 - 0.2) / 0.1)] for image in images]
+        kinds = [*MASK_FAULTS, "none"]
+        self.kinds = [kinds[round((np.asarray(image).mean() / 255 - DARKEST) / STEP)] for image in images]
         whole, other = ScoredBox((4, 4, 16, 16), 0.9), ScoredBox((18, 18, 30, 30), 0.5)
-        boxes = {"no box": [], "several subjects": [whole, other]}
+        boxes = {"no box": [], "weak box": [ScoredBox(whole.box, 0.1)], "two subjects": [whole, other]}
         return [boxes.get(kind, [whole]) for kind in self.kinds]
 
     def cut(self, images: Sequence[Image.Image], boxes: Sequence[Box]) -> list[ProposedMasks]:
@@ -124,11 +142,11 @@ class FinderAndCutter:
         for kind in (kind for kind in self.kinds if kind != "no box"):
             mask = np.zeros((1, SIDE, SIDE), dtype=bool)
             mask[0, 4:16, 4:16] = True
-            if kind == "subject too large":
-                mask[:] = True
-            if kind == "touches the border":
+            if kind in ("full mask", "empty mask"):
+                mask[:] = kind == "full mask"
+            if kind == "mask at the border":
                 mask[0, :, :8] = True
-            found.append(ProposedMasks(mask, [0.1 if kind == "low predicted IoU" else 0.9]))
+            found.append(ProposedMasks(mask, [{"doubtful mask": 0.1, "score not finite": np.nan}.get(kind, 0.9)]))
         return found
 
 
@@ -214,8 +232,10 @@ def test_each_reason_is_counted(dataset: Dataset) -> None:
     fates = Counter(fate(record["caption"]) for record in kept)
     assert rejected(dataset, "images") == {reason: fates[n] for n, reason in enumerate(IMAGE_FAULTS) if fates[n]}
     assert rejected(dataset, "masks") == {}
-    expected = {reason: fates[n] for n, reason in enumerate(MASK_FAULTS[:-1], 4) if fates[n]}
-    assert rejected(dataset, "gates") == expected and len(expected) == 5
+    expected: Counter[str] = Counter()
+    for n, reason in enumerate(MASK_FAULTS.values(), 4):
+        expected[reason] += fates[n]
+    assert rejected(dataset, "gates") == expected and all(expected.values())
 
 
 def test_near_duplicates_name_the_caption_that_they_repeat(dataset: Dataset) -> None:
@@ -227,6 +247,13 @@ def test_near_duplicates_name_the_caption_that_they_repeat(dataset: Dataset) -> 
     assert matched and all(kept[one["key"]] == one["caption"] for one in matched)
 
 
+def test_what_the_model_wrote_is_kept_with_each_reject(dataset: Dataset) -> None:
+    paths = [rejects_path(dataset.path("captions", index)) for index in range(SHARDS)]
+    written = [record["raw"] for path in paths for record in read_json_lines(path)]
+    assert written and set(written) <= FailingBlock.writer.said
+    assert max(map(len, written)) > 10_000 and any("\\u0000" in text for text in written)
+
+
 def test_odd_texts_reach_the_triplets_as_they_were_written(dataset: Dataset) -> None:
     triplets = list(read_triplets([dataset.path("triplets", index) for index in range(SHARDS)]))
     assert len(triplets) > COUNT / 10
@@ -234,3 +261,4 @@ def test_odd_texts_reach_the_triplets_as_they_were_written(dataset: Dataset) -> 
         assert triplet.caption == " ".join(json.loads(triplet.record["raw"])["caption"].split())
     together = "".join(triplet.caption for triplet in triplets)
     assert all(" ".join(text.split()) in together for text in ODD_TEXTS)
+    assert any(triplet.record["subject"] == "茶壶" for triplet in triplets)

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from prefect_site import processes_with
 
 ROOT = Path(__file__).resolve().parents[1]
 DATA = ("captions", "dedup", "images", "masks", "gates", "triplets")
@@ -34,18 +35,6 @@ def start(run: Path) -> "subprocess.Popen[bytes]":
         return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=log, start_new_session=True)
 
 
-def alive(run: Path) -> list[str]:
-    """The command lines of the living processes that a demo of `run` started."""
-    found = []
-    for process in Path("/proc").glob("[0-9]*"):
-        try:
-            if f"DREAMCACHE_KILLED_RUN={run}\0".encode() in (process / "environ").read_bytes():
-                found.append((process / "cmdline").read_bytes().replace(b"\0", b" ").decode())
-        except OSError:
-            continue  # ended in the meantime
-    return [line for line in found if line]
-
-
 def kill_at(run: Path, stage: str) -> None:
     """Start the demo, kill it by SIGKILL once it is in the middle of a stage, and see all of it end."""
     assert not REACHED[stage](run), f"the kill before came after {stage} had begun"
@@ -56,7 +45,7 @@ def kill_at(run: Path, stage: str) -> None:
     demo.send_signal(signal.SIGKILL)
     demo.wait()
     time.sleep(10)
-    assert not alive(run), f"alive ten seconds after a kill in {stage}"
+    assert not processes_with("DREAMCACHE_KILLED_RUN", str(run)), f"alive ten seconds after a kill in {stage}"
 
 
 def bytes_of(run: Path) -> dict[str, bytes]:

@@ -74,7 +74,7 @@ def test_a_run_s_own_images_score_the_same_from_a_folder(tmp_path):
     assert published_real_scores("dreambooth", dino, clip) == {"dino": 0.774}
 
 
-def test_whatever_is_wrong_with_a_folder_is_named(cases, folder, tmp_path):
+def test_whatever_is_wrong_with_a_folder_is_named(cases, folder, tmp_path, monkeypatch):
     assert len(given_images(folder, cases)) == len(cases) == 16
     (folder / "cat/00-0.png").rename(folder / "cat/00-0.jpg")
     assert given_images(folder, cases)["cat-00-0"] == folder / "cat/00-0.jpg"
@@ -94,6 +94,9 @@ def test_whatever_is_wrong_with_a_folder_is_named(cases, folder, tmp_path):
     Image.new("RGB", (30, 20)).save(content, "PNG")
     (folder / "cat/00-0.jpg").write_bytes(content.getvalue())
     refused(ValueError, "images of different sizes: 15 are 20 x 20, not so cat/00-0.jpg 30 x 20")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    refused(ValueError, r"cat/00-0.jpg: not a readable image \(Image size \(600 pixels\) exceeds limit")
+    monkeypatch.undo()
     (folder / "cat/00-0.jpg").write_bytes(b"no image")
     refused(ValueError, "cat/00-0.jpg: not a readable image")
     (folder / "cat/00-0.jpg").unlink()

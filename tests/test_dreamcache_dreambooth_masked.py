@@ -3,6 +3,7 @@
 import dataclasses
 import io
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -15,10 +16,10 @@ from datagen import masks
 from datagen.masks import MasksConfig, ProposedMasks, ScoredBox
 from dreamcache.dreambooth.cases import load_benchmark
 from dreamcache.dreambooth.embedders import load_dinov2, open_image
-from dreamcache.dreambooth.generation import generate_cases
+from dreamcache.dreambooth.generation import generate_cases, generate_shard
 from dreamcache.dreambooth.masked import subject_alone, write_pictures
 from dreamcache.dreambooth.rows import score_cases
-from dreamcache.dreambooth.scoring import embed_cases
+from dreamcache.dreambooth.scoring import embed_cases, embed_shard
 from dreamcache.dreambooth.summary import compare, summarize
 from shards.files import read_tar_records
 from shards.markers import read_marker
@@ -206,6 +207,30 @@ def test_masks_that_do_not_fit_are_named():
     empty = io.BytesIO()
     Image.new("L", (8, 6)).save(empty, "PNG")
     assert subject_alone(image, empty.getvalue(), "white") is None
+    with pytest.raises(ValueError, match="the mask is not a readable image"):
+        subject_alone(image, b"no image", "white")
+
+
+def test_a_mask_that_does_not_fit_is_named_with_its_image(world, tmp_path):
+    folder = shutil.copytree(world.benchmark.folder, tmp_path / "benchmark")
+    benchmark, config = load_benchmark(folder), MASKED.model_copy(update={"variants": ("no-adapters",)})
+    evaluation = world.evaluation(tmp_path / "evaluation", config, mask_stage=STAGE, benchmark=benchmark)
+    cat = benchmark.by_name["cat"]
+    for mask, message in (
+        (b"no image", "the mask is not a readable image"),
+        (None, "the mask is 10 x 10, its image 48"),
+    ):
+        if mask is None:
+            Image.new("L", (10, 10), 255).save(folder / "cat/01.mask.png")
+        else:
+            (folder / "cat/01.mask.png").write_bytes(mask)
+        with pytest.raises(ValueError, match=f"real image cat-01: {message}"):
+            embed_shard(evaluation, "masked", None, cat, evaluation.masked_plan(None, cat), world.embedders)
+    (folder / "cat/02.mask.png").write_bytes(b"no image")  # the reference's
+    with pytest.raises(ValueError, match="cat/02.png: its mask is not a readable image"):
+        generate_shard(
+            world.evaluation(tmp_path / "e", benchmark=benchmark), "adapters", cat, world.backbone, world.adapters
+        )
 
 
 def test_dinov2_reads_224_pixels_of_a_table_for_518(tmp_path):

@@ -112,8 +112,9 @@ def make_rows(variant: str, dino: float, protocol: str = "one-reference", **chan
 
 def test_a_summary_of_rows():
     rows = [*make_rows("no-adapters", 0.2), *make_rows("adapters", 0.3), *make_rows("wrong-reference", 0.2)]
+    named = {name: rows[0][name] for name in ("benchmark", "digests", "preprocessing", "models")}
     real = [
-        {"subject": f"s{number}", "live": number == 3, "palette_shared": False, "dino": 0.7, "clip_i": 0.8}
+        {"subject": f"s{number}", "live": number == 3, "palette_shared": False, "dino": 0.7, "clip_i": 0.8, **named}
         for number in range(4)
     ]
     summary = summarize(rows, real)
@@ -160,5 +161,9 @@ def test_what_does_not_compare_is_refused():
         summarize([*first, *make_rows("no-adapters", 0.2, protocol="all-references")])
     with pytest.raises(ValueError, match="two dino models"):
         summarize([*first, *make_rows("no-adapters", 0.2, models={"dino": "x" * 64})])
+    with pytest.raises(ValueError, match="two dino models"):
+        summarize(first, make_rows("real", 0.9, models={"dino": "x" * 64}))
+    with pytest.raises(ValueError, match="two values of benchmark"):
+        summarize(first, make_rows("real", 0.9, benchmark="other"))
     with pytest.raises(ValueError, match="no rows"):
         summarize([])

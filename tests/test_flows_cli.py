@@ -3,9 +3,12 @@
 import base64
 import contextlib
 import hashlib
+import html
+import io
 import json
 import os
 import re
+import shlex
 import shutil
 import signal
 import sqlite3
@@ -16,10 +19,14 @@ from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
+import numpy as np
 import pytest
+from PIL import Image
 from tiny_profile import as_arguments, tiny_settings
 
+from flows.cli import app
 from flows.settings import parse_settings
+from shards.files import read_tar_records
 
 ROOT = Path(__file__).resolve().parents[1]
 STAGES = ("captions", "dedup", "images", "masks", "gates", "triplets")
@@ -74,11 +81,47 @@ def test_report_stands_alone(finished_run: tuple[Path, str]) -> None:
         "Hard subjects",
         "by prompt",
         "Sweep of the scales",
-        "Time by stage",
+        "Time and cost by stage",
+        "Best and worst cases",
+        "Subject by subject",
+        "Likeness against the prompt",
+        "Beside the paper's Table 2",
     ):
         assert heading in text
     for label in ("No adapters", "Committed adapters", "wrong reference", "Real against real", "no box", "MDINO"):
         assert label in text
+
+
+def test_the_reports_commands_make_its_pictures_again(
+    finished_run: tuple[Path, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, _ = finished_run
+    page = (run / "report.html").read_text(encoding="utf-8")
+    commands = re.search(r'<tr class="again">.*?<pre>(.*?)</pre>', page, re.DOTALL)
+    assert commands
+    monkeypatch.chdir(tmp_path)
+    for line in html.unescape(commands[1]).splitlines():
+        words = shlex.split(line, comments=True)
+        if words and words[0] == "python":
+            exec(words[2], {})
+        elif words:
+            app(words[1:], standalone_mode=False)
+    places = {
+        "no-adapters": "evaluation/images/no-adapters",
+        "committed-adapters": "evaluation-compared/images/adapters",
+        "just-trained": "evaluation/images/adapters",
+        "just-trained-wrong-reference": "evaluation/images/wrong-reference",
+    }
+    for name, stored in places.items():
+        images = {key: parts["png"] for key, parts in read_tar_records(run / stored / "00000.tar")}
+        (made,) = tmp_path.glob(f"*-{name}.png" if name == "no-adapters" else f"again/*-{name}/00-*.png")
+        case = (made if name == "no-adapters" else made.parent).name.partition(f"-{name}")[0]
+        again = np.asarray(Image.open(made), dtype=int)
+        differences = {
+            key: np.abs(again - np.asarray(Image.open(io.BytesIO(png)))).max() for key, png in images.items()
+        }
+        assert differences.pop(case) <= 2, name
+        assert min(differences.values()) > 20, "another case's picture would have passed"
 
 
 def test_prefect_is_shown_curves_pictures_accounts_scores_and_the_report(finished_run: tuple[Path, str]) -> None:

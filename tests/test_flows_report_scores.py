@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -10,8 +11,9 @@ from test_dreamcache_dreambooth_metrics import make_rows
 
 from dreamcache.dreambooth.scoring import write_results
 from dreamcache.dreambooth.summary import summarize
-from flows import report_scores
+from flows import report_comparison, report_scores, score_tables
 from flows.profiles import load_profile
+from shards.files import read_json_lines
 
 PROFILE = load_profile("miniature", {"sweep.image_scales": [2.0, 0.5], "sweep.text_scales": [3.0]})
 
@@ -33,7 +35,8 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for name, dino in (("image-0.5", 0.31), ("image-2", 0.35), ("text-3", 0.36)):
         write(tmp_path, f"sweep/{name}", make_rows("adapters", dino))
     current = [("evaluation", None), *((f"sweep/{point}", None) for point in PROFILE.sweep.points())]
-    monkeypatch.setattr(report_scores, "current_evaluations", lambda profile, run: current)
+    for part in (report_scores, report_comparison):
+        monkeypatch.setattr(part, "current_evaluations", lambda profile, run: current)
     return tmp_path
 
 
@@ -55,8 +58,67 @@ def test_one_table_of_all_and_one_of_hard_subjects(run: Path) -> None:
     by_subject, by_prompt = found["breakdowns"]
     assert by_subject["rows"][3] == {"label": "s3", "cells": ["0.600", "0.500", "0.250", ""]}
     assert [row["label"] for row in by_prompt["rows"]][:2] == ["object-00: a … 0", "object-01: a … 1"]
-    for row in everyone["rows"][:2]:
-        assert len(re.findall(r"\.(?: |$)", row["note"])) == 2, "what it says, in two sentences"
+    notes = {row["label"]: row["note"] for row in everyone["rows"]}
+    for note in notes.values():
+        assert len(re.findall(r"\.(?: |$)", note)) == 2, "what it says, in two sentences"
+    gain = "DINO against no adapters is +0.100 [+0.100, +0.100], more (on hard subjects +0.100 [+0.100, +0.100], more)"
+    assert notes["Adapters just trained"].endswith(f" {gain}.")
+    assert "DINO 0.350 (0.250 on hard subjects) is what any image" in notes["No adapters"]
+
+
+def test_a_note_says_no_more_than_its_interval() -> None:
+    def said(*changes: tuple[float, float | None, float | None]) -> str:
+        kinds = {"overall": {"dino": {"mean": 0.5}}}
+        differences = {
+            kind: {"dino": {"mean": mean, "low": low, "high": high}}
+            for kind, (mean, low, high) in zip(("overall", "palette_shared"), changes, strict=False)
+        }
+        summary = {
+            "variants": {"wrong-reference": kinds},
+            "differences": {"wrong-reference - no-adapters": differences},
+        }
+        found = score_tables.notes(summary | {"real_against_real": {}})
+        assert found.keys() == {"wrong-reference"}
+        return found["wrong-reference"].partition("no adapters is ")[2]
+
+    assert said((0.02, -0.01, 0.05), (-0.03, -0.04, -0.02)).startswith(
+        "+0.020 [-0.010, +0.050], no difference shown (on hard subjects -0.030 [-0.040, -0.020], less): "
+    )
+    assert said((0.02, 0.01, 0.03)).startswith("+0.020 [+0.010, +0.030], more: ")
+    assert said((0.0003, 0.0001, 0.0004)).startswith("+0.000 [+0.000, +0.000], no difference shown: ")
+    assert said((0.02, None, None)).startswith("+0.020, of one subject alone: ")
+    alone = {"variants": {"adapters": {"overall": {"dino": {"mean": 0.5}}}}, "differences": {}, "real_against_real": {}}
+    assert score_tables.notes(alone) == {"adapters": "Shown the subject's reference. DINO 0.500."}
+
+
+def test_a_run_stands_beside_the_paper_and_says_whether_they_compare(run: Path) -> None:
+    found = report_comparison.comparison(PROFILE, run)
+    assert found is not None
+    rows = {(row["method"], row["backbone"]): row for row in found["paper"]["rows"]}
+    ours = rows["This run: adapters just trained", "the miniature"]
+    assert ours["cells"] == ["0.450", "0.500", "0.250"] and ours["references"] == "1"
+    assert ours["protocol"] == "tiny, one-reference, 4 subjects, 8 images"
+    assert rows["This run: no adapters", "the miniature"]["references"] == ""
+    assert rows["DreamCache", "SD 1.5"]["cells"] == ["0.713", "0.810", "0.298"]
+    assert rows["DreamCache", "SD 2.1"]["cells"] == ["0.767", "0.816", "0.301"] and len(rows) == 2 + 18
+    assert "not with the paper's" in found["paper"]["text"]
+
+
+def test_subjects_come_with_intervals_beside_no_adapters(run: Path) -> None:
+    rows = list(read_json_lines(run / "evaluation" / "rows.jsonl"))
+    apart = [row | {"dino": row["dino"] + 0.1 * row["prompt_index"]} for row in rows]
+    shutil.rmtree(run / "evaluation")
+    write(run, "evaluation", apart)
+    found = report_comparison.comparison(PROFILE, run)
+    assert found is not None
+    subjects = found["subjects"]
+    assert [line["subject"] for line in subjects["lines"]] == ["s3", "s2", "s1", "s0"]
+    best = subjects["lines"][0]
+    assert [round(best[name], 3) for name in ("low", "mean", "high", "plain", "gain")] == [0.6, 0.65, 0.7, 0.55, 0.1]
+    assert "ahead for 4 of 4" in subjects["text"] and "real against real, 0.900" in subjects["text"]
+    assert (subjects["least"], subjects["most"], best["at"]["mean"]) == (0.0, 0.9, round(100 * 0.65 / 0.9, 2))
+    assert found["tradeoff"].count('<circle class="dots"') == 4
+    assert "Adapters just trained" in found["tradeoff"] and "Copied" not in found["tradeoff"]
 
 
 def test_a_sweep_is_a_chart_of_its_points(run: Path) -> None:
@@ -67,8 +129,10 @@ def test_a_sweep_is_a_chart_of_its_points(run: Path) -> None:
     assert found["chart"].count("<circle") == 3
     assert [found["chart"].count(f">{mark}</text>") > 0 for mark in ("0.5", "2", "3")] == [True] * 3
     template = Environment(loader=FileSystemLoader(Path(report_scores.__file__).parent)).get_template("report.html")
-    page = template.render(scores=report_scores.scores(PROFILE, run), sweep=found)
+    comparison, costs = report_comparison.comparison(PROFILE, run), {"rows": [], "total": {}}
+    page = template.render(scores=report_scores.scores(PROFILE, run), sweep=found, comparison=comparison, costs=costs)
     assert "Hard subjects" in page and "Sweep of the scales" in page and "image scale 0.5" in page
+    assert "SuTI" in page and 'style="left:' in page
     assert report_scores.sweep(load_profile("miniature"), run) is None
 
 

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from tiny_datagen import tiny_dataset_config, tiny_models
+from tiny_datagen import build_alone, tiny_dataset_config, tiny_models
 from tiny_profile import as_arguments
 
 from datagen.block import Block
@@ -25,12 +25,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 def build(profile: Profile, run: Path) -> list[str]:
     """Build a dataset without a flow; returns the shards that were made."""
-    dataset, made = Dataset(profile.dataset, run), []
-    block = Block(dataset)
-    for stage in STAGES:
-        for index in range(2):
-            if block.make(stage, index, lambda done, total: None) is not None:
-                made.append(f"{stage}/{index:05d}")
+    made = build_alone(profile.dataset, run)
     describe(run, profile)
     return made
 
@@ -187,3 +182,4 @@ def test_an_estimate_is_json_for_scripts(whole: Path, profile: Profile, capsys: 
     lines = json.loads(capsys.readouterr().out)
     assert [line["stage"] for line in lines] == list(STAGES)
     assert lines[0]["records"] == 16 and all(line["seconds_left"] == 0 for line in lines)
+    assert all(line["memory"] > 10**7 and line["device_memory"] is None for line in lines)

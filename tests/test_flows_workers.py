@@ -7,128 +7,54 @@ block, and a worker or the planning process killed by SIGKILL in the middle.
 import os
 import re
 import signal
-import subprocess
-import sys
-import time
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from collections.abc import Iterator
 from pathlib import Path
 
-import httpx
 import pytest
-from tiny_profile import as_arguments, tiny_settings
+from prefect_site import Site, bytes_of, deploy, prefect_variables, start_server, until
+from tiny_datagen import build_alone
+from tiny_profile import tiny_settings
 
-from datagen.block import Block
-from datagen.dataset import STAGES, Dataset
 from flows.profiles import load_profile
-from shards.processes import ServerProcess, free_port
 
-ROOT = Path(__file__).resolve().parents[1]
 BLOCKS = 4
-SIZES = {"shards": BLOCKS, "shards_per_block": 1, "captions_per_shard": 8}
-# Says at its end whether the process that only plans has imported torch.
-PLANNING = "import sys, flows.cli\ntry:\n flows.cli.main()\nfinally:\n print('torch' in sys.modules)"
 
 pytestmark = pytest.mark.workers
 
 
-def bytes_of(run: Path) -> dict[str, bytes]:
-    """What a run made, without the markers, which tell when and how long."""
-    files = [file for stage in STAGES for file in sorted((run / stage).glob("0*")) if file.suffix in (".jsonl", ".tar")]
-    return {str(file.relative_to(run)): file.read_bytes() for file in files}
-
-
-def until(reached: Callable[[], object], what: str, seconds: float = 600) -> None:
-    deadline = time.monotonic() + seconds
-    while not reached():
-        assert time.monotonic() < deadline, f"waited {seconds:.0f} s for {what}"
-        time.sleep(0.2)
+@pytest.fixture(scope="module")
+def settings() -> dict[str, object]:
+    return tiny_settings() | {"shards": BLOCKS, "shards_per_block": 1, "captions_per_shard": 16}
 
 
 @pytest.fixture(scope="module")
-def expected(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+def expected(settings: dict[str, object], tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
     """The bytes that one process makes."""
     run = tmp_path_factory.mktemp("alone")
-    dataset = Dataset(load_profile("miniature", tiny_settings() | SIZES).dataset, run)
-    for indices in dataset.blocks():
-        block = Block(dataset)
-        for stage in STAGES:
-            for index in indices:
-                block.make(stage, index, lambda done, total: None)
+    build_alone(load_profile("miniature", settings).dataset, run)
     return bytes_of(run)
 
 
 @pytest.fixture(scope="module")
 def environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
     """A server with its work pool and the deployment of prefect.yaml, as the environment of their users."""
-    home = tmp_path_factory.mktemp("prefect")
-    port = free_port()
-    own = {"PREFECT_HOME": str(home), "PREFECT_CLI_PROMPT": "false", "PREFECT_WORKER_QUERY_SECONDS": "2"}
-    # On a busy machine SQLite's locks last longer than Prefect's server waits by default.
-    own |= {"PREFECT_SERVER_DATABASE_TIMEOUT": "120", "PREFECT_SERVER_DATABASE_CONNECTION_TIMEOUT": "60"}
-    variables = {**os.environ, **own, "PREFECT_UI_ENABLED": "false", "PYTHONPATH": str(ROOT)}
-    serve = [sys.executable, "-m", "prefect", "server", "start", "--port", str(port)]
-    server = ServerProcess("Prefect server", serve, home / "server.log", variables)
+    variables = prefect_variables(tmp_path_factory.mktemp("prefect"))
+    server = start_server(variables)
     try:
-        server.wait_until_healthy(f"http://127.0.0.1:{port}/api/health", seconds=300)
-        variables["PREFECT_API_URL"] = f"http://127.0.0.1:{port}/api"
-        for words in ("work-pool create dreamcache-gpu --type process", "--no-prompt deploy --name gpu"):
-            command = [sys.executable, "-m", "prefect", *words.split()]
-            done = subprocess.run(command, cwd=ROOT, env=variables, capture_output=True, text=True)
-            assert done.returncode == 0, done.stdout + done.stderr
+        deploy(variables)
         yield variables
     finally:
         server.stop()
 
 
-class Site:
-    """A run folder with the workers that are started for it and the processes that plan it."""
-
-    def __init__(self, folder: Path, environment: dict[str, str]) -> None:
-        self.run, self.folder, self.environment = folder / "run", folder, environment
-        self.workers: list[ServerProcess] = []
-        self.open = ExitStack()
-
-    def add_workers(self, count: int) -> None:
-        for number in range(len(self.workers), len(self.workers) + count):
-            start = [
-                "worker",
-                "start",
-                "--pool",
-                "dreamcache-gpu",
-                "--limit",
-                "1",
-                "--name",
-                f"{self.folder.name}-{number}",
-            ]
-            log = self.folder / f"worker-{number}.log"
-            worker = ServerProcess("worker", [sys.executable, "-m", "prefect", *start], log, self.environment)
-            self.open.callback(worker.stop)
-            self.workers.append(worker)
-
-    def plan(self, number: int = 0) -> "subprocess.Popen[str]":
-        settings = tiny_settings() | SIZES | {"workers.deployment": "build-block/gpu"}
-        command = [sys.executable, "-c", PLANNING, "build-dataset", "--run", str(self.run), *as_arguments(settings)]
-        with (self.folder / f"plan-{number}.log").open("w") as log:
-            process = subprocess.Popen(command, cwd=ROOT, env=self.environment, stdout=log, stderr=log, text=True)
-        self.open.callback(process.kill)
-        return process
-
-    def said(self, number: int = 0) -> str:
-        return (self.folder / f"plan-{number}.log").read_text()
-
-    def ask(self, path: str, **question: object) -> list[dict[str, str]]:
-        answer = httpx.post(f"{self.environment['PREFECT_API_URL']}/{path}/filter", json=question, timeout=60)
-        return list(answer.raise_for_status().json())
-
-    def loads(self) -> dict[str, int]:
-        """How often each stage loaded its models, from the logs of all block runs for this folder."""
-        found: Counter[str] = Counter()
-        for block_run in self.ask("flow_runs", flow_runs={"tags": {"all_": [f"run:{self.run}"]}}):
-            lines = self.ask("logs", logs={"flow_run_id": {"any_": [block_run["id"]]}})
-            found.update(line["message"].partition(":")[0] for line in lines if ": models loaded in" in line["message"])
-        return dict(found)
+def loads(site: Site) -> dict[str, int]:
+    """How often each stage loaded its models, from the logs of all block runs for this folder."""
+    found: Counter[str] = Counter()
+    for block_run in site.ask("flow_runs", flow_runs={"tags": {"all_": [f"run:{site.run}"]}}):
+        lines = site.ask("logs", logs={"flow_run_id": {"any_": [block_run["id"]]}})
+        found.update(line["message"].partition(":")[0] for line in lines if ": models loaded in" in line["message"])
+    return dict(found)
 
 
 def process_at_images(run: Path) -> int | None:
@@ -139,8 +65,8 @@ def process_at_images(run: Path) -> int | None:
 
 
 @pytest.fixture
-def site(tmp_path: Path, environment: dict[str, str]) -> Iterator[Site]:
-    place = Site(tmp_path, environment)
+def site(tmp_path: Path, environment: dict[str, str], settings: dict[str, object]) -> Iterator[Site]:
+    place = Site(tmp_path, environment, settings)
     with place.open:
         yield place
 
@@ -150,7 +76,7 @@ def test_workers_make_the_bytes_of_one_process(site: Site, expected: dict[str, b
     site.add_workers(workers)
     assert site.plan().wait() == 0, site.said()
     assert bytes_of(site.run) == expected
-    assert site.loads() == {"captions": BLOCKS, "images": BLOCKS, "masks": BLOCKS}
+    assert loads(site) == {"captions": BLOCKS, "images": BLOCKS, "masks": BLOCKS}
     assert site.said().endswith("False\n"), "planning imported torch"
 
 
@@ -164,7 +90,7 @@ def test_a_worker_killed_and_one_added(site: Site, expected: dict[str, bytes]) -
     os.kill(victim.pid, signal.SIGKILL)
     until(lambda: not status.exists(), "the end of its block", 10)
     site.add_workers(1)
-    second = site.plan(number=1)
+    second = site.plan()
     assert second.wait() == 1 and re.search(r"run is in use by process \d+ on \S+: wait", site.said(1))
     assert plan.wait() == 0, site.said()
     assert "failed (nothing was heard of it for 0:02:00); again in 10 s" in site.said()
@@ -177,6 +103,6 @@ def test_a_killed_plan_is_started_again(site: Site, expected: dict[str, bytes]) 
     until(lambda: list((site.run / "captions").glob("*.done.json")), "captions")
     first.send_signal(signal.SIGKILL)
     first.wait()
-    assert site.plan(number=1).wait() == 0, site.said(1)
+    assert site.plan().wait() == 0, site.said(1)
     assert re.search(r"cancelled \d block runs that an earlier start left", site.said(1))
     assert bytes_of(site.run) == expected

@@ -17,7 +17,7 @@ from typing import Any
 import httpx
 import pytest
 from chromium import NARROW, WIDE, Page, chromium
-from test_demo_kills import alive
+from prefect_site import processes_with
 from tiny_profile import tiny_settings
 
 from shards.processes import free_port
@@ -69,7 +69,7 @@ class Ui:
     def end(self, number: int) -> int:
         self.process.send_signal(number)
         code = self.process.wait(timeout=60)
-        wait_for(lambda: not alive(self.mark), seconds=15)
+        wait_for(lambda: not processes_with("DREAMCACHE_KILLED_RUN", str(self.mark)), seconds=15)
         return code
 
 

@@ -36,9 +36,10 @@ from transformers import (
     SwinConfig,
 )
 
+from datagen.block import Block
 from datagen.captions import Caption, CaptionsConfig, render_prompt, render_reply
 from datagen.config import Execution
-from datagen.dataset import DatasetConfig
+from datagen.dataset import STAGES, Dataset, DatasetConfig
 from datagen.dedup import DedupConfig
 from datagen.gates import GatesConfig
 from datagen.images import ImagesConfig
@@ -205,3 +206,17 @@ def tiny_dataset_config(models: Path, shards: int | None = 2, captions_per_shard
         ),
         gates=GatesConfig(min_box_score=0, min_predicted_iou=0, min_area=0, max_area=1, max_border=4),
     )
+
+
+def build_alone(config: DatasetConfig, run: Path) -> list[str]:
+    """Build a dataset in this process and without a flow; returns the shards that were made, "images/00003"."""
+    dataset, made = Dataset(config, run), []
+    for indices in dataset.blocks():
+        block = Block(dataset)
+        for stage in STAGES:
+            for index in indices:
+                if block.make(stage, index, lambda done, total: None) is not None:
+                    made.append(f"{stage}/{index:05d}")
+            dataset.check_survivors(stage, indices)
+    dataset.leave_out_surplus(indices.stop)
+    return made

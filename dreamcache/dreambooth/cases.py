@@ -187,7 +187,10 @@ def load_benchmark(folder: str | Path, verify: bool = True) -> Benchmark:
     """
     folder = Path(folder)
     if not folder.is_dir():
-        raise FileNotFoundError(f"{folder}: no such folder; give the benchmark's, with {PROMPTS_FILE} in it")
+        raise FileNotFoundError(
+            f"{folder}: no such folder; give the benchmark's, with {PROMPTS_FILE} in it; DreamBooth's own is brought "
+            "by `dreamcache fetch-dreambooth`"
+        )
     own_table = (folder / SUBJECTS_FILE).is_file()
     table = read_table(folder / SUBJECTS_FILE if own_table else PACKAGED / SUBJECTS_FILE)
     prompts = table.get("prompts")

@@ -34,7 +34,7 @@ def open_image(source: Path | Image.Image) -> Image.Image:
         image = ImageOps.exif_transpose(image)  # this also reads the pixels, so that a cut file is found here
     except FileNotFoundError:
         raise FileNotFoundError(f"{name}: no such image") from None
-    except (UnidentifiedImageError, OSError, SyntaxError) as error:
+    except (UnidentifiedImageError, OSError, SyntaxError, Image.DecompressionBombError) as error:
         raise ValueError(f"{name}: not a readable image ({error})") from error
     if image.mode == "F":
         raise ValueError(f"{name}: floating-point pixels have no range; convert it to 8 or 16 bits")

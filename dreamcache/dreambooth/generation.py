@@ -6,7 +6,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from dreamcache.dreambooth.cases import Subject
 from dreamcache.dreambooth.config import Variant
@@ -131,8 +131,10 @@ def _shown(reference: Reference, size: int) -> Image.Image:
     from dreamcache.dreambooth.embedders import open_image
     from dreamcache.reference import reference_image
 
-    mask = None if reference.mask is None else Image.open(io.BytesIO(reference.mask))
     try:
+        mask = None if reference.mask is None else Image.open(io.BytesIO(reference.mask))
         return reference_image(open_image(reference.path), mask, size)
+    except UnidentifiedImageError as error:
+        raise ValueError(f"{reference.path}: its mask is not a readable image") from error
     except ValueError as error:
         raise ValueError(f"{reference.path}: {error}") from error

@@ -61,7 +61,7 @@ def _check_sizes(folder: Path, paths: Sequence[Path]) -> None:
         try:
             with Image.open(path) as image:
                 sizes[path] = image.size
-        except (UnidentifiedImageError, OSError, SyntaxError) as error:
+        except (UnidentifiedImageError, OSError, SyntaxError, Image.DecompressionBombError) as error:
             raise ValueError(f"{path}: not a readable image ({error})") from error
     (usual, count), *others = Counter(sizes.values()).most_common()
     if others:

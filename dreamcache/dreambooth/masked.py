@@ -82,9 +82,12 @@ def subject_alone(image: Image.Image, mask: bytes, background: Background) -> Im
     """The image (RGB), its background of one colour where the mask (PNG, L) is under 128; None for an empty mask.
 
     Raises:
-        ValueError: when the mask has another size than the image.
+        ValueError: when the mask is no readable image, or has another size than the image.
     """
-    chosen = np.asarray(Image.open(io.BytesIO(mask)).convert("L")) >= 128
+    try:
+        chosen = np.asarray(Image.open(io.BytesIO(mask)).convert("L")) >= 128
+    except (OSError, SyntaxError) as error:
+        raise ValueError("the mask is not a readable image") from error
     pixels = np.array(image)
     if chosen.shape != pixels.shape[:2]:
         raise ValueError(f"the mask is {chosen.shape[1]} x {chosen.shape[0]}, its image {image.width} x {image.height}")

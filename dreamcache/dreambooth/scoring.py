@@ -85,7 +85,10 @@ def embed_shard(
         masks, kept = read_masks(evaluation, variant, subject), []
         for record, image in zip(records, images, strict=True):
             mask = masks.get(record["key"])
-            alone = mask and subject_alone(open_image(image), mask, evaluation.config.background)
+            try:
+                alone = mask and subject_alone(open_image(image), mask, evaluation.config.background)
+            except ValueError as error:
+                raise ValueError(f"{variant or 'real'} image {record['key']}: {error}") from error
             if alone:
                 kept.append((record, alone))
             else:

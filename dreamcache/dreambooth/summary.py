@@ -38,13 +38,16 @@ def summarize(rows: Sequence[Row], real_rows: Sequence[Row] = (), seed: int = 0)
     subject. Intervals are of 95%, by bootstrap over subjects with `seed`.
 
     Raises:
-        ValueError: when there are no rows, or rows of different protocols, benchmarks, models or preprocessing.
+        ValueError: when there are no rows, or rows of different protocols, benchmarks, models or preprocessing, real
+            ones among them.
     """
     if not rows:
         raise ValueError("there are no rows to sum up")
     named = {name: _only(name, rows) for name in NAMED if name in rows[0]}
+    for name in named.keys() - {"protocol"}:  # which says nothing of real images among themselves
+        _only(name, [rows[0], *real_rows])
     models: dict[str, str] = {}
-    for row in rows:
+    for row in [*rows, *real_rows]:
         for role, identity in row["models"].items():
             if models.setdefault(role, identity) != identity:
                 raise ValueError(

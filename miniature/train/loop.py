@@ -110,34 +110,38 @@ def fit(
     module.train()
     started = last_report = last_state = time.monotonic()
     recent: list[float] = []
-    for step in range(first, steps):
-        with fast_arithmetic(next(module.parameters()).device):
-            loss = loss_at(step, step_generator(seed, step))
-        value = float(loss.detach())
-        if not math.isfinite(value):
-            raise FloatingPointError(f"{name}: the loss at step {step} is {value}; lower the learning rate and resume")
-        loss.backward()
-        nn.utils.clip_grad_norm_(trainable, 1.0)
-        optimizer.step(learning_rate_at(step, steps, learning_rate, warmup))
-        update_average(average, module, min(ema_decay, (step + 1) / (step + 10)))
-        recent.append(value)
-        now = time.monotonic()
-        if now - last_report > REPORT_EVERY_SECONDS or step == steps - 1:
-            pace = (now - started) / (step + 1 - first)
-            remaining = pace * (steps - step - 1) / 60
-            print(
-                f"{name} step {step + 1}/{steps}  loss {sum(recent) / len(recent):.4f}  "
-                f"{pace:.2f} s/step  {remaining:.0f} min left",
-                flush=True,
-            )
-            last_report, recent = now, []
-        if now - last_state > STATE_EVERY_SECONDS or step == steps - 1 or stopped:
-            write_state(step + 1)
-            last_state = now
-        if stopped:
-            save(average)
-            raise SystemExit(143)
-    signal.signal(signal.SIGTERM, previous_handler)
+    try:
+        for step in range(first, steps):
+            with fast_arithmetic(next(module.parameters()).device):
+                loss = loss_at(step, step_generator(seed, step))
+            value = float(loss.detach())
+            if not math.isfinite(value):
+                raise FloatingPointError(
+                    f"{name}: the loss at step {step} is {value}; lower the learning rate and resume"
+                )
+            loss.backward()
+            nn.utils.clip_grad_norm_(trainable, 1.0)
+            optimizer.step(learning_rate_at(step, steps, learning_rate, warmup))
+            update_average(average, module, min(ema_decay, (step + 1) / (step + 10)))
+            recent.append(value)
+            now = time.monotonic()
+            if now - last_report > REPORT_EVERY_SECONDS or step == steps - 1:
+                pace = (now - started) / (step + 1 - first)
+                remaining = pace * (steps - step - 1) / 60
+                print(
+                    f"{name} step {step + 1}/{steps}  loss {sum(recent) / len(recent):.4f}  "
+                    f"{pace:.2f} s/step  {remaining:.0f} min left",
+                    flush=True,
+                )
+                last_report, recent = now, []
+            if now - last_state > STATE_EVERY_SECONDS or step == steps - 1 or stopped:
+                write_state(step + 1)
+                last_state = now
+            if stopped:
+                save(average)
+                raise SystemExit(143)
+    finally:
+        signal.signal(signal.SIGTERM, previous_handler)
     save(average)
     return average
 
