@@ -80,11 +80,13 @@ def _miniature() -> Profile:
     return Profile(
         name="miniature",
         dataset=DatasetConfig(
-            captions_per_shard=56,
+            captions_per_shard=48,
             shards=5,
             shards_per_block=5,
             captions=CaptionsConfig(model=str(checkpoints / "llama"), taxonomy=str(checkpoints / "taxonomy.json")),
-            images=ImagesConfig(model=str(checkpoints / "stable-diffusion"), execution=Execution(batch_size=16)),
+            images=ImagesConfig(
+                model=str(checkpoints / "stable-diffusion"), steps=20, execution=Execution(batch_size=16)
+            ),
             masks=MasksConfig(
                 box_model=str(checkpoints / "detector"),
                 mask_model=str(checkpoints / "sam"),
@@ -94,7 +96,7 @@ def _miniature() -> Profile:
         backbone=str(checkpoints / "stable-diffusion"),
         # Adapters of 0.6M parameters on a small U-Net: larger steps than the paper's, and many fewer of them.
         training=TrainingConfig(
-            steps=200,
+            steps=160,
             batch_size=16,
             learning_rate=1e-3,
             warmup_steps=20,
