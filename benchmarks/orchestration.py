@@ -12,7 +12,6 @@ import argparse
 import json
 import os
 import random
-import resource
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -33,6 +32,7 @@ from datagen.dataset import STAGES, Dataset
 from flows.messages import quiet_libraries
 from flows.profiles import load_profile
 from flows.server import QUIET, start_server
+from shards import memory
 from shards.processes import free_port
 
 SIDE = 16
@@ -126,6 +126,7 @@ def cheap_engines(painter: Callable[..., Any] = Painter, begin_masks: Callable[[
 
     for (module, name), engine in zip(ENGINES, (open_writer, painter, load_cutters), strict=True):
         setattr(module, name, engine)
+    memory.forget_peaks = lambda: None  # the peak asked for here is the whole build's, not a stage's
 
 
 def settings_of(folder: Path, shards: int, records: int) -> dict[str, Any]:
@@ -140,9 +141,11 @@ def settings_of(folder: Path, shards: int, records: int) -> dict[str, Any]:
     return settings | {"dedup.max_class_share": 1.0, "dedup.max_class_and_place_share": 1.0, "shards_per_block": 16}
 
 
-def peak_memory() -> int:
-    """The most memory that this process has held, in bytes."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+def peak_memory(process: Path = memory.PROCESS) -> int:
+    """The most memory that a process has held, by default this one, in bytes."""
+    peak = memory.resident_peak(process)
+    assert peak is not None, "only Linux tells it"
+    return peak
 
 
 def run_flow(run: Path, settings: dict[str, Any]) -> float:
@@ -192,11 +195,10 @@ def server(folder: Path) -> Iterator[tuple[str, Callable[[], int]]]:
     """Prefect's server for as long as this block: its address, and what gives its peak memory in bytes."""
     port = free_port()
     started = start_server(folder, port, "prefect.server.api.server:create_app", {**QUIET, "PREFECT_UI_ENABLED": "0"})
-    status = Path(f"/proc/{started.pid}/status")
     try:
         address = f"http://127.0.0.1:{port}/api"
         started.wait_until_healthy(f"{address}/health", seconds=600)
-        yield address, lambda: int(status.read_text().split("VmHWM:")[1].split()[0]) * 1024
+        yield address, lambda: peak_memory(Path(f"/proc/{started.pid}"))
     finally:
         started.stop()
 
@@ -228,17 +230,17 @@ def measure_dag(counts: Sequence[int], records: int) -> None:
             with server(folder / "prefect") as (address, memory_of_server):
                 empty = size_of_database(folder / "prefect")
                 flow = in_a_process(build_by_flow, folder / "run", settings, address=address)
-                memory = memory_of_server()
+                served = memory_of_server()
             database = size_of_database(folder / "prefect") - empty
         print(
             f"{shards:,} shards of {records} records: {flow.seconds / shards:.3f} s a shard by the flow, "
             f"{alone.seconds / shards:.3f} s by its stages alone; "
-            f"{flow.memory / 1e6:,.0f} MB of the flow and {memory / 1e6:,.0f} MB of the server at their peak; "
+            f"{flow.memory / 1e6:,.0f} MB of the flow and {served / 1e6:,.0f} MB of the server at their peak; "
             f"{database / shards / 1e3:,.1f} kB of the server's database a shard",
             flush=True,
         )
         now = {"flow's time": flow.seconds / shards, "stages' time": alone.seconds / shards}
-        now |= {"flow's memory": flow.memory, "server's memory": memory}
+        now |= {"flow's memory": flow.memory, "server's memory": served}
         if first:
             grown = ", ".join(f"{name} {value / first[name]:.2f}" for name, value in now.items())
             print(f"against {counts[0]:,} shards, time by the shard: {grown} times as much", flush=True)

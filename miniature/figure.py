@@ -198,7 +198,8 @@ def _draw_photo(page: Page, run: Path, adapters_folder: Path, subject_name: str)
     for number, feature in enumerate(cache.features.values()):
         left, up = x + number % 2 * 112, top + number // 2 * 112
         page.picture(left, up, 104, _as_colours(feature[0]))
-    said = f"{len(cache.features)} layers in one\nU-Net pass at t = 1\n(three main\ncomponents)"
+    said = f"{len(cache.features)} layers in one\nU-Net pass at t = {adapters.config.cache_timestep}"
+    said += "\n(three main\ncomponents)"
     page.text(x + 112, top + 2 * 112 + 20, said)
     x += 220
     page.arrow(x + 4, middle, 24)

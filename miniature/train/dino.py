@@ -3,7 +3,8 @@
 Self-distillation needs far more pictures than two cores can see; as instances are known here, the class token
 learns from them directly: by the supervised contrastive loss, with all that share an instance's palette in the same
 batch, so that colour alone never suffices, and by naming the looks that each instance was drawn from. Most of a
-scene's background is dropped before the first layer, which halves the work (a masked autoencoder's trick).
+scene's background is dropped before the first layer, which saves more than half of the work (a masked autoencoder's
+trick).
 """
 
 import copy
@@ -28,7 +29,7 @@ CLASSES_A_BATCH = 3  # few, so that most of a batch has to be told apart by more
 TEMPERATURE = 0.07
 PATCH = 8  # a pattern repeats every 10 to 20 px: patches of 16 px blur it
 TOKENS = 96  # patches read of an image in training, of 256; the subject's come first
-WHOLE_EVERY = 12  # every so many steps a third of the batch is read whole, as the embedder does
+WHOLE_EVERY = 12  # every so many steps half a batch is read whole, as the embedder does
 
 
 def build() -> ViTModel:
