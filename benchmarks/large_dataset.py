@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from datagen.dataset import STAGES
+from flows.heartbeats import HEARTBEAT_SECONDS
 from flows.profiles import load_profile
 
 
@@ -46,7 +47,7 @@ PUBLISHED = (
 )
 A100_DOLLARS = (1.49, 2.49)
 DOLLARS_SOURCE = "A100 80 GB by the hour, on demand, early 2026: pricegpu.pages.dev/blog/h100-vs-a100-cloud-price"
-POLL_SECONDS, HEARTBEAT_SECONDS = 10, 30  # Prefect's default for workers; the heartbeats of blocks
+POLL_SECONDS = 10  # of a worker, by Prefect's default
 
 
 def report(triplets: int, gpus: int, accepted: float, measured: dict[str, float | None]) -> Iterator[str]:
