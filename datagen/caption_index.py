@@ -101,19 +101,20 @@ class CaptionIndex:
             assert end < 2**31, "an entry has 31 bits"
             self._heads, start = np.full(2 ** end.bit_length(), -1, dtype=np.int32), 0
         for first in range(start, end, BLOCK):
-            self._link(np.arange(first, min(first + BLOCK, end)))
+            self._link(first, min(first + BLOCK, end))
 
-    def _link(self, entries: Array) -> None:
-        slots, before = self._slots(self._buckets.values[entries]), self._before.values
+    def _link(self, first: int, end: int) -> None:
+        heads, before = self._heads, self._before.values
+        entries, slots = np.arange(first, end), self._slots(self._buckets.values[first:end])
         while len(entries):
-            before[entries] = self._heads[slots]
-            self._heads[slots] = entries
+            before[entries] = heads.take(slots)
+            heads[slots] = entries
             # Of those that share a slot one was written: the others go on top of it, one a turn.
-            left = self._heads[slots] != entries
+            left = np.flatnonzero(heads.take(slots) != entries)
             entries, slots = entries[left], slots[left]
 
     def _slots(self, buckets: Array) -> Array:
-        return buckets & np.uint32(len(self._heads) - 1)
+        return (buckets & np.uint32(len(self._heads) - 1)).astype(np.intp)
 
     def matches(self, sketches: Sketches) -> dict[int, list[tuple[int, float]]]:
         """Position -> (number, similarity) of the near duplicates of each caption that has any: the most similar first,
@@ -133,13 +134,13 @@ class CaptionIndex:
     def _kept_candidates(self, buckets: Array) -> tuple[Array, Array]:
         """Pairs (position, number) of captions with a bucket in common with a kept one, each pair once."""
         wanted, bands = buckets.ravel(), self.config.bands
-        positions, entries = np.repeat(np.arange(len(buckets)), bands), self._heads[self._slots(wanted)]
+        positions, entries = np.repeat(np.arange(len(buckets)), bands), self._heads.take(self._slots(wanted))
         pairs = [np.empty(0, dtype=np.int64)]
-        while (there := entries >= 0).any():
-            positions, wanted, entries = positions[there], wanted[there], entries[there]
-            equal = self._buckets.values[entries] == wanted
+        while len(there := np.flatnonzero(entries >= 0)):
+            positions, wanted, entries = positions[there], wanted[there], entries[there].astype(np.intp)
+            equal = np.flatnonzero(self._buckets.values.take(entries) == wanted)
             pairs.append(positions[equal] << 32 | entries[equal] // bands)
-            entries = self._before.values[entries]
+            entries = self._before.values.take(entries)
         found = np.unique(np.concatenate(pairs))
         return found >> 32, found & (2**32 - 1)
 

@@ -101,18 +101,18 @@ def run(plan: ShardPlan, config: DedupConfig, index: CaptionIndex, asked_for: in
     class_limit = math.ceil(config.max_class_share * asked_for)
     place_limit = math.ceil(config.max_class_and_place_share * asked_for)
     blocked = BlockedWords(config.blocked_words)
+    shortest, longest, classes, places = config.min_words, config.max_words, index.classes, index.places
     with plan.writing() as out:
         for chunk, lines in chunks(plan.inputs[0]):
             sketches, known, kept = index.sketch(chunk), len(index), list[int]()
             matches, counts = index.matches(sketches), sketches.words.tolist()
-            for position, (record, text, words) in enumerate(zip(chunk, sketches.texts, counts, strict=True)):
+            rows = zip(chunk, lines, sketches.texts, counts, strict=True)
+            for position, (record, line, text, words) in enumerate(rows):
                 kind, place, match = record["class"], record["place"] or "", None
                 if position in matches:
                     match = next((one for one in matches[position] if one[0] < known or one[0] - known in kept), None)
-                if words < config.min_words:
-                    out.reject(record, "too few words", words=words)
-                elif words > config.max_words:
-                    out.reject(record, "too many words", words=words)
+                if not shortest <= words <= longest:
+                    out.reject(record, "too few words" if words < shortest else "too many words", words=words)
                 elif (word := blocked.find(text.split())) is not None:
                     out.reject(record, "blocked word", word=word)
                 elif match is not None:
@@ -121,14 +121,14 @@ def run(plan: ShardPlan, config: DedupConfig, index: CaptionIndex, asked_for: in
                     other = index.kept(number) if number < known else chunk[number - known]
                     matched = {"key": other["key"], "caption": other["caption"], "similarity": round(similarity, 4)}
                     out.reject(record, reason, matched=matched)
-                elif index.classes[kind] >= class_limit:
+                elif (of_class := classes[kind]) >= class_limit:
                     out.reject(record, "class cap", limit=class_limit)
-                elif index.places[kind, place] >= place_limit:
+                elif (of_place := places[kind, place]) >= place_limit:
                     out.reject(record, "class and place cap", limit=place_limit)
                 else:
                     kept.append(position)
-                    index.count(record)
-                    out.add(record, line=lines[position])
+                    classes[kind], places[kind, place] = of_class + 1, of_place + 1
+                    out.add(record, line=line)
             index.keep(chunk, sketches, kept)
     index.next_shard += 1
     assert out.marker is not None

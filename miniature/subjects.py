@@ -56,6 +56,8 @@ _HUES = (0, 14, 28, 44, 56, 84, 128, 160, 180, 200, 220, 245, 270, 292, 315, 338
 _COLOUR_DISTANCE = 230.0  # between any two of a palette, as `_distance` measures
 _LUMA_DISTANCE = 45.0  # between main and pattern colour, so that the pattern shows in light and dark too
 
+_CHANGES = ("pattern", "proportions", "both")
+_CHANGE_CHANCES = (0.45, 0.15, 0.4)
 _VISIBLE_CHANGE = 0.16  # of full contrast, summed over RGB and alpha, per covered pixel
 
 
@@ -91,11 +93,14 @@ def sample_instance(class_name: str, rng: np.random.Generator) -> Instance:
     )
 
 
-def sample_palette_sharer(instance: Instance, rng: np.random.Generator) -> Instance:
-    """Draw another instance of the same class and palette that visibly differs in pattern, proportions, or both."""
+def sample_palette_sharer(instance: Instance, rng: np.random.Generator, change: str | None = None) -> Instance:
+    """Draw another instance of the same class and palette that visibly differs in pattern, proportions, or both.
+
+    change: which of them, "pattern", "proportions" or "both"; None leaves it to chance.
+    """
     looks = _looks(instance)
     while True:
-        sharer = _change(instance, rng)
+        sharer = _change(instance, rng, change or str(rng.choice(_CHANGES, p=_CHANGE_CHANCES)))
         other = _looks(sharer)
         # a pattern may fall where little of the body shows: take the change only if it can be seen
         if np.abs(other - looks).sum() >= _VISIBLE_CHANGE * np.maximum(other, looks)[..., 3].sum():
@@ -119,9 +124,8 @@ def draw_subject(instance: Instance, size: int, *, flip: bool = False) -> Image.
     return image.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if flip else image
 
 
-def _change(instance: Instance, rng: np.random.Generator) -> Instance:
+def _change(instance: Instance, rng: np.random.Generator, change: str) -> Instance:
     """The instance with another pattern, clearly other proportions, or both."""
-    change = rng.choice(("pattern", "proportions", "both"), p=(0.45, 0.15, 0.4))
     changed = instance
     if change != "proportions":
         patterns = [pattern for pattern in PATTERNS if pattern != instance.pattern]

@@ -19,6 +19,7 @@ _ENCODER = json.JSONEncoder(ensure_ascii=False, sort_keys=True, separators=(",",
 _DECODER = json.JSONDecoder()
 KEY_PATTERN = re.compile(r"[0-9a-z_-]{1,80}")
 TEMPORARY = ".tmp-"
+BUFFER = 2**18  # bytes that are hashed and written at once
 
 
 def reached(point: str) -> None:
@@ -138,30 +139,46 @@ class HashingFile:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.size = 0
-        self._file: BinaryIO = path.open("wb")
+        self._file: BinaryIO = path.open("wb", buffering=0)
         # Held until the file is closed or its process is dead, so that leftovers can be told from work in progress.
         fcntl.flock(self._file, fcntl.LOCK_EX)
+        self._passed = 0
+        self._waiting = bytearray()
         self._sha256 = hashlib.sha256()
 
     def write(self, content: bytes) -> int:
         """Append bytes."""
-        self._sha256.update(content)
-        self.size += len(content)
-        return self._file.write(content)
+        self._waiting += content
+        if len(self._waiting) >= BUFFER:
+            self._pass()
+        return len(content)
+
+    def _pass(self) -> None:
+        waiting, self._waiting = self._waiting, bytearray()
+        self._sha256.update(waiting)
+        self._passed += len(waiting)
+        with memoryview(waiting) as left:
+            written = 0
+            while written < len(waiting):
+                written += self._file.write(left[written:])
 
     def sync(self) -> None:
         """Make all bytes written so far durable."""
-        self._file.flush()
+        self._pass()
         os.fsync(self._file.fileno())
 
     def close(self) -> None:
-        """Close the file and let go of its lock."""
+        """Let go of the file and its lock; what was not synced may be lost."""
         self._file.close()
 
     @property
+    def size(self) -> int:
+        """How many bytes were written so far."""
+        return self._passed + len(self._waiting)
+
+    @property
     def sha256(self) -> str:
-        """Checksum of the bytes written so far, 64 hex digits."""
+        """Checksum of the bytes synced so far, 64 hex digits."""
         return self._sha256.hexdigest()
 
 

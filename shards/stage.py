@@ -152,9 +152,10 @@ class ShardWriter:
 
     def _account(self, record: Mapping[str, Any]) -> str:
         key = checked_key(record.get("key"))
-        if key in self._keys:
-            raise ValueError(f"{self.plan.name}: record {key} leaves the stage twice")
+        before = len(self._keys)
         self._keys.add(key)
+        if len(self._keys) == before:
+            raise ValueError(f"{self.plan.name}: record {key} leaves the stage twice")
         return key
 
     def commit(self) -> None:

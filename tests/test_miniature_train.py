@@ -15,6 +15,7 @@ from miniature.train import clip, detector, dino, sam, unet
 from miniature.train.data import GROUP, MEMBERS, Pool, pool_instance, render_pool
 from miniature.train.dino import contrastive_loss
 from miniature.train.examples import sample_phrase
+from miniature.train.looks import Looks, drawing_error, spots
 from miniature.train.loop import fit
 from miniature.train.optimizers import Muon, Optimizers, orthogonalized
 from miniature.train.tokenizers import build_clip_tokenizer, build_llama_tokenizer
@@ -92,6 +93,8 @@ def test_muon_takes_the_inner_matrices_and_adamw_the_rest() -> None:
 def test_the_pool_shows_instances_that_share_a_palette_in_turn(pool: Pool) -> None:
     assert len(pool) == 2 * GROUP
     members = [pool_instance(0, member) for member in range(MEMBERS)]
+    for even, odd in zip(members[::2], members[1::2], strict=True):
+        assert replace(odd, proportions=even.proportions) == even != odd
     assert len({member.palette for member in members}) == 1 and len(set(members)) == MEMBERS
     assert {scene["class"] for scene in pool.scenes[:GROUP]} == {members[0].class_name}
     images = pool.images([0, 1])
@@ -123,24 +126,35 @@ def test_contrastive_loss_falls_as_partners_agree() -> None:
 
 def test_the_embedder_learns_from_the_subject_patches_first_and_reads_all_of_them_alike() -> None:
     generator = torch.Generator().manual_seed(0)
-    masks = torch.zeros(2, 128, 128)
-    masks[0, 40:56, 64:80] = 1.0  # rows 5 and 6, columns 8 and 9 of the patches
-    chosen = dino.choose_patches(masks, 4, generator)
+    covered = torch.zeros(2, 16, 16)
+    covered[0, 5:7, 8:10] = 1.0
+    chosen = dino.choose_patches(covered.flatten(1), 4, generator)
     assert sorted(chosen[0].tolist()) == [5 * 16 + 8, 5 * 16 + 9, 6 * 16 + 8, 6 * 16 + 9]
     vit, images = dino.build().eval(), torch.randn(2, 3, 128, 128, generator=generator)
     with torch.no_grad():
         whole = vit(images).last_hidden_state[:, 0]
         shuffled = torch.stack([torch.randperm(256, generator=generator) for _ in range(2)])
-        assert torch.allclose(dino.class_token(vit, images, shuffled), whole, atol=1e-5)
-        assert not torch.allclose(dino.class_token(vit, images, chosen), whole, atol=1e-2)
+        assert torch.allclose(dino.read(vit, images, shuffled)[0], whole, atol=1e-5)
+        assert not torch.allclose(dino.read(vit, images, chosen)[0], whole, atol=1e-2)
 
 
 def test_a_mirror_image_keeps_the_looks_that_the_embedder_names() -> None:
-    one = pool_instance(0, 0)
+    one, build = pool_instance(0, 0), pool_instance(0, 1)
     mirrored = replace(one, pattern_angle=180 - one.pattern_angle)
-    looks, mirrored_looks = (dino.Looks.of([instance], torch.device("cpu")) for instance in (one, mirrored))
+    looks, mirrored_looks, other = (Looks.of([of], torch.device("cpu")) for of in (one, mirrored, build))
     assert torch.allclose(looks.measures, mirrored_looks.measures, atol=1e-5)
-    assert not torch.allclose(looks.measures, dino.Looks.of([pool_instance(0, 1)], torch.device("cpu")).measures)
+    assert torch.equal(looks.measures, other.measures) and one.proportions != build.proportions
+    assert drawing_error(looks.drawings.flip(-1), looks.drawings) == 0
+    assert drawing_error(other.drawings, looks.drawings) > 0.01
+
+
+def test_a_patch_knows_where_on_the_subject_it_lies_even_if_the_crop_cuts_it() -> None:
+    masks = torch.zeros(1, 40, 48)
+    masks[0, 8:24, 4:36] = 1.0  # the box around the subject: 4 to 36 across, 8 to 24 down
+    where = spots(masks, (slice(0, 32), slice(16, 48)), 8).unflatten(1, (4, 4))[0]
+    assert where[1, :, 0].tolist() == [1.0, 1.0, 0.5, 0.0] and where[0, :, 0].sum() == 0
+    assert where[1, :, 1].tolist() == [0.0, 0.5, 1.0, 1.5]  # centres at 20, 28, 36, 44
+    assert where[:, 0, 2].tolist() == [-1.5, -0.5, 0.5, 1.5]
 
 
 def test_the_clip_tokenizer_reads_the_grammar_in_single_words_and_anything_else_in_pieces() -> None:

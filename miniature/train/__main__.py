@@ -7,12 +7,12 @@ from pathlib import Path
 
 import torch
 
-from miniature.train.data import MEMBERS, Pool, render_pool
+from miniature.train.data import MEMBERS, VIEWS, Pool, render_pool
 from miniature.train.taxonomy import write_taxonomy
 from miniature.train.workspace import CHECKPOINTS, Workspace
 
 ORDER = ("llama", "clip", "vae", "dino", "sam", "detector", "unet")  # detector and unet start from clip, unet from vae
-SCENES = 24_000
+SCENES = 48_000
 
 
 def main() -> None:
@@ -27,7 +27,7 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
-    pool_folder = arguments.work / f"pool-{arguments.scenes}-of-{MEMBERS}"
+    pool_folder = arguments.work / f"pool-{arguments.scenes}-of-{MEMBERS}x{VIEWS}"
     render_pool(pool_folder, arguments.scenes, workers=os.cpu_count() or 1)
     write_taxonomy(arguments.checkpoints)
     workspace = Workspace(

@@ -17,8 +17,8 @@ from miniature.subjects import CLASSES, Instance, sample_instance, sample_palett
 from miniature.world import Scene, make_scene
 
 SIZE = 128
-VIEWS = 3  # scenes an instance
-MEMBERS = 8  # instances that share a palette
+VIEWS = 2  # scenes an instance
+MEMBERS = 8  # instances that share a palette, each two of one pattern
 GROUP = MEMBERS * VIEWS
 CHUNK = 48  # scenes a rendering task; a multiple of GROUP
 HELD_OUT = 10**9  # seeds from here on are never trained on
@@ -27,9 +27,16 @@ ARRAYS = {"images": (SIZE, SIZE, 3), "masks": (SIZE, SIZE), "second_masks": (SIZ
 
 
 def pool_instance(group: int, member: int) -> Instance:
-    """Instance `member` of a group, all of which share the palette of member 0; a function of its arguments."""
-    base = sample_instance(CLASSES[group % len(CLASSES)], np.random.default_rng([group, 0]))
-    return base if member == 0 else sample_palette_sharer(base, np.random.default_rng([group, member]))
+    """Instance `member` of a group, all of which share the palette of member 0; a function of its arguments.
+
+    An odd member has the looks of the one before it but for the proportions.
+    """
+    rng = np.random.default_rng([group, member])
+    if member == 0:
+        return sample_instance(CLASSES[group % len(CLASSES)], rng)
+    if member % 2:
+        return sample_palette_sharer(pool_instance(group, member - 1), rng, "proportions")
+    return sample_palette_sharer(pool_instance(group, 0), rng)
 
 
 def pool_scene(index: int) -> Scene:

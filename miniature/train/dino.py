@@ -2,13 +2,13 @@
 
 Self-distillation needs far more pictures than two cores can see; as instances are known here, the class token
 learns from them directly: by the supervised contrastive loss, with all that share an instance's palette in the same
-batch, so that colour alone never suffices, and by naming the looks that each instance was drawn from. Most of a
-scene's background is dropped before the first layer, which saves more than half of the work (a masked autoencoder's
-trick).
+batch, so that colour alone never suffices; by naming the looks that each instance was drawn from; and by drawing it
+anew, upright and alone, which nobody can who has not seen its build. The patches learn where on the subject they lie.
+At first most of a scene's background is dropped before the first layer, which saves more than half of the work (a
+masked autoencoder's trick).
 """
 
 import copy
-import math
 from dataclasses import dataclass
 from functools import cache
 
@@ -20,6 +20,7 @@ from transformers import ViTConfig, ViTModel
 from dreamcache.dreambooth.embedders import IMAGENET_MEAN, IMAGENET_STD
 from miniature.subjects import ACCESSORIES, CLASSES, PATTERNS, Instance
 from miniature.train.data import GROUP, MEMBERS, SIZE, VIEWS, Pool, flip_some, pool_instance
+from miniature.train.looks import DRAWING, MEASURES, Looks, drawing_error, spots
 from miniature.train.loop import fit
 from miniature.train.workspace import Workspace
 
@@ -29,7 +30,8 @@ CLASSES_A_BATCH = 3  # few, so that most of a batch has to be told apart by more
 TEMPERATURE = 0.07
 PATCH = 8  # a pattern repeats every 10 to 20 px: patches of 16 px blur it
 TOKENS = 96  # patches read of an image in training, of 256; the subject's come first
-WHOLE_EVERY = 12  # every so many steps half a batch is read whole, as the embedder does
+DRAWING_WEIGHT = 20.0  # brings the error, a few hundredths, to the size of the other losses
+WHOLE_FROM = 0.5  # of the steps; from here on images are read whole, as the embedder does, half a batch at a time
 
 
 def build() -> ViTModel:
@@ -60,36 +62,49 @@ def sample_groups(pool: Pool, generator: torch.Generator, groups: int = GROUPS) 
     return indices
 
 
-def as_embedded(images: Tensor, masks: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Images (B, 3, 128, 128) in [-1, 1] as the benchmark's embedder reads them: enlarged, cropped, normalized.
+@dataclass(frozen=True)
+class Views:
+    """Pictures as the benchmark's embedder reads them, and where their patches lie on the subjects.
 
-    The embedder crops the centre; a crop at random is one more view. The subjects' masks (B, 128, 128) follow.
+    images: (B, 3, 128, 128), normalized. spots: (B, 256, 3), see `looks.spots`.
+    """
+
+    images: Tensor
+    spots: Tensor
+
+
+def as_embedded(images: Tensor, masks: Tensor, generator: torch.Generator) -> Views:
+    """Images (B, 3, 128, 128) in [-1, 1] and masks (B, 128, 128), enlarged, cropped and normalized.
+
+    The embedder crops the centre; a crop at random is one more view.
     """
     mean, deviation = (torch.tensor(values)[:, None, None] for values in (IMAGENET_MEAN, IMAGENET_STD))
     enlarged = round(SIZE * 256 / 224)
     left, top = torch.randint(enlarged - SIZE + 1, (2,), generator=generator).tolist()
-    window = (..., slice(top, top + SIZE), slice(left, left + SIZE))
-    images = F.interpolate(images, (enlarged, enlarged), mode="bicubic", antialias=True)[window]
-    masks = F.interpolate(masks[:, None], (enlarged, enlarged), mode="bilinear")[window][:, 0]
-    return ((images + 1) / 2 - mean) / deviation, masks
+    window = (slice(top, top + SIZE), slice(left, left + SIZE))
+    images = F.interpolate(images, (enlarged, enlarged), mode="bicubic", antialias=True)[(..., *window)]
+    masks = F.interpolate(masks[:, None], (enlarged, enlarged), mode="bilinear")[:, 0]
+    return Views(((images + 1) / 2 - mean) / deviation, spots(masks, window, PATCH))
 
 
-def choose_patches(masks: Tensor, count: int, generator: torch.Generator) -> Tensor:
-    """Indices (B, count) of the patches to read: those that masks (B, 128, 128) touch, filled up with others."""
-    touched = F.max_pool2d(masks[:, None], PATCH).flatten(1) > 0.1
-    return (touched.float() + torch.rand(touched.shape, generator=generator)).topk(count).indices
+def choose_patches(covered: Tensor, count: int, generator: torch.Generator) -> Tensor:
+    """Indices (B, count) of the patches to read: those that a subject covers (B, 256), filled up with others."""
+    return ((covered > 0.02).float() + torch.rand(covered.shape, generator=generator)).topk(count).indices
 
 
-def class_token(vit: ViTModel, images: Tensor, patches: Tensor | None) -> Tensor:
-    """The normalized class token (B, D) of images, read whole or, with indices (B, K), by those patches alone."""
+def read(vit: ViTModel, images: Tensor, patches: Tensor | None) -> tuple[Tensor, Tensor]:
+    """The normalized class token (B, D), and the patches before the last layer (B, K, D).
+
+    Images are read whole or, with indices (B, K), by those patches alone.
+    """
     hidden = vit.embeddings(images)
     if patches is not None:
-        read = F.pad(patches + 1, (1, 0)).to(hidden.device)  # token 0 is the class token
-        hidden = hidden.gather(1, read[..., None].expand(-1, -1, hidden.shape[-1]))
-    for layer in vit.layers:
+        chosen = F.pad(patches + 1, (1, 0))  # token 0 is the class token
+        hidden = hidden.gather(1, chosen[..., None].expand(-1, -1, hidden.shape[-1]))
+    for layer in vit.layers[:-1]:
         hidden = layer(hidden, None)
-    token: Tensor = vit.layernorm(hidden[:, 0])
-    return token
+    token: Tensor = vit.layernorm(vit.layers[-1](hidden, None)[:, 0])
+    return token, hidden[:, 1:]
 
 
 def contrastive_loss(tokens: Tensor) -> Tensor:
@@ -101,51 +116,32 @@ def contrastive_loss(tokens: Tensor) -> Tensor:
     return F.cross_entropy(logits, partner)
 
 
-@dataclass(frozen=True)
-class Looks:
-    """What instances were drawn from: names as (B,) indices, measures as (B, 17) of deviation about 1.
-
-    Measures: the palette's nine values, five proportions, the pattern's scale, and cosines of twice and four times
-    its angle (those that a mirror image keeps).
-    """
-
-    patterns: Tensor
-    accessories: Tensor
-    measures: Tensor
-
-    @classmethod
-    def of(cls, instances: list[Instance], device: torch.device) -> "Looks":
-        rows = []
-        for one in instances:
-            palette = [value / 255 for colour in one.palette for value in colour]
-            angle = math.radians(one.pattern_angle)
-            spread = [3.5 * (value - 0.5) for value in (*palette, *one.proportions)]
-            rows.append([*spread, 20 * (one.pattern_scale - 0.255), math.cos(2 * angle), math.cos(4 * angle)])
-        return cls(
-            torch.tensor([PATTERNS.index(one.pattern) for one in instances], device=device),
-            torch.tensor([ACCESSORIES.index(one.accessory) for one in instances], device=device),
-            torch.tensor(rows, device=device),
-        )
-
-
 class Learner(nn.Module):
-    """The ViT, and beside it the heads that name an instance's looks from the class token; only the ViT is kept."""
+    """The ViT, and beside it the heads that name what it has read; only the ViT is kept."""
 
     def __init__(self, vit: ViTModel) -> None:
         super().__init__()
         self.vit = vit
         width = vit.config.hidden_size
         self.pattern, self.accessory = nn.Linear(width, len(PATTERNS)), nn.Linear(width, len(ACCESSORIES))
-        self.measures = nn.Linear(width, 17)
+        self.measures, self.spots = nn.Linear(width, MEASURES), nn.Linear(width, 3)
+        self.drawing = nn.Sequential(
+            nn.Linear(width, 256), nn.GELU(), nn.Linear(256, 4 * DRAWING**2), nn.Unflatten(1, (4, DRAWING, DRAWING))
+        )
 
-    def loss(self, images: Tensor, patches: Tensor | None, looks: Looks) -> Tensor:
-        """Contrastive loss and errors of the named looks, for images (2N, 3, 128, 128) of N instances in pairs."""
-        tokens = class_token(self.vit, images, patches)
+    def loss(self, views: Views, patches: Tensor | None, looks: Looks) -> Tensor:
+        """Contrastive loss and errors of what is named, for views of N instances in pairs."""
+        tokens, read_patches = read(self.vit, views.images, patches)
+        where = views.spots if patches is None else views.spots.gather(1, patches[..., None].expand(-1, -1, 3))
+        errors = (self.spots(read_patches).float() - where).square()
         return (
             contrastive_loss(tokens)
             + F.cross_entropy(self.pattern(tokens), looks.patterns)
             + 0.5 * F.cross_entropy(self.accessory(tokens), looks.accessories)
             + F.mse_loss(self.measures(tokens).float(), looks.measures)
+            + DRAWING_WEIGHT * drawing_error(self.drawing(tokens).float().sigmoid(), looks.drawings)
+            + errors[..., 0].mean()
+            + (errors[..., 1:].mean(-1) * where[..., 0]).sum() / where[..., 0].sum().clamp(min=1)
         )
 
 
@@ -160,16 +156,18 @@ def train(workspace: Workspace) -> None:
     pool, device = workspace.pool, workspace.device
     learner = Learner(workspace.beginning("dino", build())).to(device)
 
+    steps = workspace.steps or STEPS
+
     def loss_at(step: int, generator: torch.Generator) -> Tensor:
-        whole = step % WHOLE_EVERY == 0
+        whole = step >= WHOLE_FROM * steps
         indices = sample_groups(pool, generator, GROUPS // 2 if whole else GROUPS)
         images, mirrored = flip_some(pool.images(indices), generator)
         masks = pool.masks(indices)
         masks = torch.where(mirrored[:, None, None], masks.flip(-1), masks)
-        images, masks = as_embedded(images, masks, generator)
-        patches = None if whole else choose_patches(masks, TOKENS, generator)
+        views = as_embedded(images, masks, generator)
+        patches = None if whole else choose_patches(views.spots[..., 0], TOKENS, generator).to(device)
         looks = Looks.of([instance_of(index - index % VIEWS) for index in indices], device)
-        return learner.loss(images.to(device), patches, looks)
+        return learner.loss(Views(views.images.to(device), views.spots.to(device)), patches, looks)
 
     def save(average: nn.Module) -> None:
         finished = copy.deepcopy(average)
@@ -180,7 +178,7 @@ def train(workspace: Workspace) -> None:
         "dino",
         learner,
         loss_at,
-        steps=workspace.steps or STEPS,
+        steps=steps,
         learning_rate=2e-3,
         weight_decay=0.05,
         state_folder=workspace.states,
