@@ -153,6 +153,8 @@ def test_prefect_is_shown_curves_pictures_accounts_scores_and_the_report(finishe
     run, _ = finished_run
     with contextlib.closing(sqlite3.connect(run / "prefect" / "prefect.db")) as database:
         shown = database.execute("SELECT key, type, data, description FROM artifact").fetchall()
+        (encoded,) = database.execute("SELECT updated FROM artifact WHERE description LIKE 'latents: %'").fetchone()
+        (first_loss,) = database.execute("SELECT min(created) FROM artifact WHERE key = 'training-loss'").fetchone()
         names = {name for (name,) in database.execute("SELECT name FROM flow_run")}
     assert names == {f"{what} {run}" for what in ("all of", "dataset in", "adapters of", "evaluation of")}
     data = {key: json.loads(data) for key, _, data, _ in shown if key}
@@ -168,6 +170,7 @@ def test_prefect_is_shown_curves_pictures_accounts_scores_and_the_report(finishe
     progress = {text for _, kind, _, text in shown if kind == "progress"}
     assert "captions: 32 records in" in {text.rsplit(" ", 2)[0] for text in progress}
     assert not [text for text in progress if text.endswith("left")]
+    assert encoded < first_loss, "the progress of encoding ends where training begins"
 
 
 def test_a_second_start_finds_all_up_to_date_without_torch_or_prefect(finished_run: tuple[Path, str]) -> None:
