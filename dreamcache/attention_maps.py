@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import torch
-from PIL import Image, ImageDraw
+from PIL import Image, ImageChops, ImageDraw, ImageFilter
 from torch import Tensor
 
 from dreamcache.adapters import AdapterSet, cached_layer
@@ -158,19 +158,11 @@ def attention_picture(
 
     `references` are those that were joined, in their order, as `reference_image` makes them; `shares` stand below.
     """
-    shown = image.resize((_TILE, _TILE), Image.Resampling.BICUBIC)
-    scale = _TILE / image.width
-    box = region.getbbox() if isinstance(region, Image.Image) else region
-    assert box is not None  # seen_from refuses an empty mask
-    ImageDraw.Draw(shown).rectangle([round(edge * scale) for edge in box], outline="red", width=2)
-    ground = Image.new("RGB", (_TILE * len(references), _TILE))
-    for place, reference in enumerate(references):
-        ground.paste(reference.resize((_TILE, _TILE), Image.Resampling.BICUBIC), (place * _TILE, 0))
-    tiles = [(shown, "generated")]
+    tiles = [(marked(image, region), "generated")]
     for layer, seen in maps.seen_from(region).items():
         attention, area = shares[layer]
         text = f"{layer}\n{seen.shape[0]} x {seen.shape[1]}; subject: {attention:.0%} of attention, {area:.0%} of area"
-        tiles.append((_heated(ground, seen), text))
+        tiles.append((heated(references, seen), text))
     picture = Image.new("RGB", (sum(tile.width for tile, _ in tiles) + 8 * len(tiles), _TILE + 36), "white")
     left = 0
     for tile, text in tiles:
@@ -180,8 +172,26 @@ def attention_picture(
     return picture
 
 
-def _heated(ground: Image.Image, seen: np.ndarray) -> Image.Image:
-    """The picture in grey under colours from black over red and yellow to white, the hotter the more is seen."""
+def marked(image: Image.Image, region: Region) -> Image.Image:
+    """The generated image with a region's edge in red, RGB, 256 x 256."""
+    shown = image.resize((_TILE, _TILE), Image.Resampling.BICUBIC)
+    if isinstance(region, Image.Image):
+        inside = region.convert("L").resize(shown.size).point(lambda value: 255 * (value >= 128))
+        shown.paste("red", mask=ImageChops.difference(inside.filter(ImageFilter.MaxFilter(5)), inside))
+    else:
+        scale = _TILE / image.width
+        ImageDraw.Draw(shown).rectangle([round(edge * scale) for edge in region], outline="red", width=2)
+    return shown
+
+
+def heated(references: Sequence[Image.Image], seen: np.ndarray) -> Image.Image:
+    """The references side by side, 256 x 256 each, in grey under a layer's heat map; RGB.
+
+    `seen` is what `AttentionMaps.seen_from` gives of the layer; the colours go from black over red and yellow to white.
+    """
+    ground = Image.new("RGB", (_TILE * len(references), _TILE))
+    for place, reference in enumerate(references):
+        ground.paste(reference.resize((_TILE, _TILE), Image.Resampling.BICUBIC), (place * _TILE, 0))
     heat = Image.fromarray((seen / seen.max()).astype(np.float32)).resize(ground.size, Image.Resampling.BILINEAR)
     level = np.asarray(heat)[..., None]
     colours = np.clip(3 * level - np.arange(3), 0, 1) * 255

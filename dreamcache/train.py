@@ -8,6 +8,7 @@ import datetime
 import json
 import os
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,8 @@ from dreamcache.processes import process_rank
 from dreamcache.training import train_adapters
 from shards.processes import end_with_parent
 from shards.triplets import triplet_paths
+
+EVERY = 10.0  # seconds between lines of the encoding
 
 
 def main(arguments: list[str]) -> int:
@@ -41,7 +44,7 @@ def main(arguments: list[str]) -> int:
         config, location = _settings(given.run)
         backbone = load_backbone(location, f"cuda:{local_rank}" if gpu else "cpu", getattr(torch, config.dtype))
         paths, folder = triplet_paths(given.run), given.run / "training"
-        report = _print_progress if process_rank() == 0 else None
+        report = PrintedProgress() if process_rank() == 0 else None
         adapters = train_adapters(backbone, paths, config, folder, report, workers=given.workers)
     except (ValueError, FileNotFoundError) as error:
         print(f"dreamcache.train: {error}", file=sys.stderr)
@@ -65,13 +68,28 @@ def _settings(run: Path) -> tuple[TrainingConfig, str]:
         raise ValueError(f"{file} holds no training's settings ({reason}): start build-dataset again") from error
 
 
-def _print_progress(row: dict[str, Any]) -> None:
-    if "step" in row:
-        print(
-            f"step {row['step']} of {row['steps']}, loss {row['loss']:.4f}, {row['samples_per_second']:.1f} samples/s"
-        )
-    else:
-        print(f"encoded {row['encoded']} of {row['triplets']} triplets")
+class PrintedProgress:
+    """Prints how far a training is; of its encoding a line now and then, with the rate and the time left."""
+
+    def __init__(self) -> None:
+        self._first: tuple[int, float] | None = None
+        self._last = float("-inf")
+
+    def __call__(self, row: dict[str, Any]) -> None:
+        if "step" in row:
+            speed = f"{row['samples_per_second']:.1f} samples/s"
+            print(f"step {row['step']} of {row['steps']}, loss {row['loss']:.4f}, {speed}")
+            return
+        done, total, now = row["encoded"], row["triplets"], time.monotonic()
+        self._first = self._first or (done, now)
+        if now - self._last < EVERY and done < total:
+            return
+        self._last = now
+        text = f"encoded {done} of {total} triplets"
+        if done > self._first[0] and now > self._first[1]:
+            rate = (done - self._first[0]) / (now - self._first[1])
+            text += f", {rate:.1f} triplets/s" + (f", {(total - done) / rate:.0f} s left" if done < total else "")
+        print(text, flush=True)
 
 
 if __name__ == "__main__":

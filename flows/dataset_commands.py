@@ -91,15 +91,19 @@ def export(
 
 def inspect(
     place: Annotated[Path, typer.Argument(metavar="RUN|SHARD", help="a run folder or a shard of triplets")],
-    out: Annotated[Path, typer.Option(help="the contact sheet to write: target, mask, reference, caption")] = Path(
-        "contact-sheet.jpg"
-    ),
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            help="the contact sheet to write: target, mask, reference, caption",
+            show_default="RUN/contact-sheet.jpg, or SHARD.jpg beside the shard",
+        ),
+    ] = None,
     count: Annotated[int, typer.Option(min=1, help="triplets shown, spread evenly")] = 12,
     as_json: JsonOption = False,
 ) -> None:
     """Print what is in a dataset and write some of its triplets as one picture.
 
-    Example: dreamcache inspect runs/demo --out demo.jpg
+    Example: dreamcache inspect runs/demo --count 24
     """
     from flows.inspect import statistics_lines, triplets_sheet
     from flows.plans import dataset_markers
@@ -108,15 +112,16 @@ def inspect(
 
     shard = place.suffix == ".tar"
     paths = [place] if shard else triplet_paths(place)
+    sheet = out or (place.with_name(f"{place.name}.jpg") if shard else place / "contact-sheet.jpg")
     accounts = {} if shard else stage_accounts(dataset_markers(place, paths))
     with json_apart(as_json):
         statistics = triplet_statistics(paths, Progress("read", "shards")) | {"stages": accounts}
-        triplets_sheet(paths, count).save(out, quality=90)
+        triplets_sheet(paths, count).save(sheet, quality=90)
     if as_json:
-        print_json(statistics | {"contact_sheet": str(out)})
+        print_json(statistics | {"contact_sheet": str(sheet)})
     else:
         print("\n".join(statistics_lines(statistics)))
-        print(f"Contact sheet: {out}")
+        print(f"Contact sheet: {sheet}")
 
 
 def _tell_accounts(run: Path) -> None:

@@ -50,15 +50,21 @@ def make_evaluation(
         del backbone, adapters  # the scoring models may need their memory
     sampled = time.monotonic()
     _make_masks(evaluation, profile.dataset.masks, name, real=False)
+    looking = time.monotonic()
+    _attend(evaluation, name, models)
+    looked = time.monotonic() - looking
     _embed(evaluation, profile, name)
     step = scored_step(evaluation, name)
     step.reopen()
     rows, real_rows = score_cases(evaluation)
     summary = summarize(rows, real_rows) if evaluation.config.variants else calibrate(real_rows)
     write_results(step.folder, rows, real_rows, summary)
-    seconds = {"images": round(sampled - started, 1), "scores": round(time.monotonic() - sampled, 1)}
+    seconds = {"images": sampled - started, "attention": looked, "scores": time.monotonic() - sampled - looked}
+    if not evaluation.attention_plans():
+        del seconds["attention"]
+    by_part = {part: round(took, 1) for part, took in seconds.items()}
     files = [step.folder / file for file in ("rows.jsonl", "real.jsonl", "summary.json")] + outputs(step.folder)
-    step.finish(files, {"seconds": round(time.monotonic() - started, 1), "seconds_by_part": seconds})
+    step.finish(files, {"seconds": round(time.monotonic() - started, 1), "seconds_by_part": by_part})
     _show(name, summary)
 
 
@@ -77,6 +83,17 @@ def _make_masks(evaluation: Evaluation, config: MasksConfig, name: str, real: bo
                 write_pictures(evaluation, variant, subject)
             masks.run(evaluation.mask_plan(variant, subject), config, boxes, cutter, lambda done, total: None)
             progress.at(done, f"{variant or 'real'} {subject.name}")
+
+
+def _attend(evaluation: Evaluation, name: str, models: Models) -> None:
+    """Where a few images look in their references, from the subjects that the masks say."""
+    plans = evaluation.attention_plans()
+    if any(plan.changes() for _, plan in plans):
+        from dreamcache.dreambooth.attention import attend_cases
+
+        backbone, adapters, _ = models()
+        with Progress(f"{name} attention", len(plans), "pictures") as progress:
+            attend_cases(evaluation, backbone, adapters, lambda done, total: progress.at(done))
 
 
 def _embed(evaluation: Evaluation, profile: Profile, name: str) -> None:

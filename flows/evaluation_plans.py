@@ -27,6 +27,8 @@ EVALUATION_VERSION = 2
 # sweep's points, of images that were given, and of the real ones. They share their shards of real images.
 TRAINED, COMPARED, SWEEP, GIVEN = "evaluation", "evaluation-compared", "sweep/", "evaluation-of-"
 CALIBRATION, REAL = "calibration", "real"
+# Of so many of the gallery's pictures with the adapters just trained, where in the reference they look.
+ATTENTION_PICTURES = 4
 
 
 def adapters_folder(run: Path) -> Path:
@@ -75,7 +77,8 @@ def evaluation_of(profile: Profile, run: Path, name: str) -> Evaluation:
         models["ip_adapter"] = model_identity(profile.ip_adapter, "ip_adapter")
     unmasked = not all(subject.mask(image) for subject in benchmark.subjects for image in subject.images)
     stage = _mask_stage(profile) if config.masked_metrics or unmasked else None
-    return Evaluation(run / name, benchmark, config, models, stage, real_folder=run / REAL)
+    attention = ATTENTION_PICTURES if name == TRAINED else 0
+    return Evaluation(run / name, benchmark, config, models, stage, real_folder=run / REAL, attention=attention)
 
 
 def given_evaluation(profile: Profile, run: Path, name: str, images: Path) -> Evaluation:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -14,6 +14,7 @@ from flows.profiles import Profile, changed_settings, load_profile
 from flows.progress import Progress
 
 if TYPE_CHECKING:
+    from dreamcache.attention_maps import Region
     from dreamcache.configs import SamplingConfig
 
 Photo = Annotated[Path, typer.Argument(metavar="IMAGE", help="a photo, an RGBA cut-out or an image on white")]
@@ -137,38 +138,58 @@ def generate(
 def attention_map(
     reference: Annotated[list[Path], typer.Option(help="a photo, cut-out or image on white; several show one subject")],
     prompt: Annotated[str, typer.Option(help="the text of the image")],
-    box: Annotated[str, typer.Option(help="left,top,right,bottom in the image's pixels, or x,y for one pixel")],
     out: Annotated[Path, typer.Option(help="the folder to write image.png, maps.png and maps.npz into")],
+    box: Annotated[
+        str | None, typer.Option(help="left,top,right,bottom in the image's pixels, or x,y for one pixel")
+    ] = None,
+    region: Annotated[
+        Path | None, typer.Option(help="instead of a box, a mask of the image's size, white where to look from")
+    ] = None,
     noun: NounOption = None,
+    mask: Annotated[list[Path] | None, typer.Option(help="a mask of each reference, white on the subject")] = None,
     seed: Annotated[int, typer.Option(help="the image's seed")] = 0,
     adapters: AdaptersOption = None,
     profile: OfProfileOption = None,
     run: OfRunOption = None,
     settings: SetOption = None,
 ) -> None:
-    """Sample an image, and show where in the reference a box of it looks, at each layer.
+    """Sample an image, and show where in the reference a box or another region of it looks, at each layer.
 
     Example: dreamcache attention-map --reference teapot.png --prompt "a teapot on a beach" --box 40,40,90,90
     --out attention --run runs/demo
     """
     chosen, location = _models(profile, run, adapters, settings)
+    if mask and len(mask) != len(reference):
+        raise ValueError(f"there are {len(reference)} references and {len(mask)} masks: give --mask once for each")
+    where = _region(box, region)
+    from dreamcache.attention_maps import write_attention_maps
+    from flows.personalize import cut_out, load_pipeline
+
+    masks: Sequence[Path | None] = mask or [None] * len(reference)
+    references = [cut_out(path, chosen, noun, cut) for path, cut in zip(reference, masks, strict=True)]
+    pipeline = load_pipeline(chosen, location)
+    shares = write_attention_maps(
+        out, pipeline.backbone, pipeline.adapters, references, prompt, where,
+        chosen.evaluation.sampling, seed, noun or "", Progress("sampled", "steps"),
+    )  # fmt: skip
+    print("share of the region's attention that the reference's subject gets, and its share of the area:")
+    for layer, (attention, area) in shares.items():
+        print(f"  {layer:26} {attention:6.1%} {area:6.1%}")
+    print(f"Maps: {out / 'maps.png'}")
+
+
+def _region(box: str | None, mask: Path | None) -> Region:
+    if box is None and mask is not None:
+        from dreamcache.dreambooth.embedders import open_image
+
+        return open_image(mask).convert("L")
+    if box is None or mask is not None:
+        raise ValueError("give either --box or --region")
     numbers = [int(number) for number in box.split(",")] if re.fullmatch(r"\d+(,\d+){1,3}", box) else []
     if len(numbers) not in (2, 4):
         raise ValueError(f"--box {box!r} is neither left,top,right,bottom nor x,y, in whole pixels")
     left, top, right, bottom = numbers if len(numbers) == 4 else (*numbers, numbers[0] + 1, numbers[1] + 1)
-    from dreamcache.attention_maps import write_attention_maps
-    from flows.personalize import cut_out, load_pipeline
-
-    references = [cut_out(path, chosen, noun, None) for path in reference]
-    pipeline = load_pipeline(chosen, location)
-    shares = write_attention_maps(
-        out, pipeline.backbone, pipeline.adapters, references, prompt, (left, top, right, bottom),
-        chosen.evaluation.sampling, seed, noun or "", Progress("sampled", "steps"),
-    )  # fmt: skip
-    print("share of the box's attention that the reference's subject gets, and its share of the area:")
-    for layer, (attention, area) in shares.items():
-        print(f"  {layer:26} {attention:6.1%} {area:6.1%}")
-    print(f"Maps: {out / 'maps.png'}")
+    return left, top, right, bottom
 
 
 def _models(

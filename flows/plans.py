@@ -28,7 +28,7 @@ from shards.triplets import triplet_paths
 
 DESCRIPTION_VERSION = 1
 TRAINING_VERSION = 1
-REPORT_VERSION = 4
+REPORT_VERSION = 5
 
 
 def training_step(profile: Profile, run: Path) -> Step:

@@ -14,6 +14,7 @@ from datagen.dataset import STAGES
 from flows.pictures import data_uri, with_mask
 from flows.plans import report_digest
 from flows.profiles import Profile, changed_settings
+from flows.report_attention import attention
 from flows.report_comparison import comparison
 from flows.report_costs import costs
 from flows.report_dataset import reject_groups, run_markers, stage_rows
@@ -48,6 +49,7 @@ def write_report(profile: Profile, run: Path) -> Path:
         "triplets": [_triplet(triplet) for triplet in _spread(TripletShards(paths), TRIPLETS_SHOWN)],
         "training": trained,
         "gallery": gallery(profile, run),
+        "attention": attention(profile, run),
         "scores": scored,
         "sweep": sweep(profile, run),
         "extremes": extremes(profile, run),

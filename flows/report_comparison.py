@@ -15,17 +15,15 @@ from flows.charts import Line, line_chart
 from flows.evaluation_plans import COMPARED, TRAINED
 from flows.profiles import Profile
 from flows.report_training import current_evaluations
+from flows.score_tables import COMMITTED, ROLES
 from shards.files import read_json_lines
 
 METRICS = ("dino", "clip_i", "clip_t")
-# What is shown beside the paper's methods and in the chart: name, and the chart's style.
-SHOWN = {
-    "adapters": ("Adapters just trained", "right"),
-    "wrong-reference": ("Wrong reference", "wrong"),
-    "no-adapters": ("No adapters", "none"),
-    "ip-adapter": ("IP-Adapter", "accent"),
-    "copy-paste": ("Copied reference", "soft"),
-}
+# How the chart shows each of `ROLES`.
+STYLES = {
+    "adapters": "right", "wrong-reference": "wrong", "no-adapters": "none", "ip-adapter": "accent",
+    "copy-paste": "soft",
+}  # fmt: skip
 
 
 def comparison(profile: Profile, run: Path) -> dict[str, Any] | None:
@@ -34,10 +32,10 @@ def comparison(profile: Profile, run: Path) -> dict[str, Any] | None:
     if TRAINED not in current:
         return None
     summary = json.loads((run / TRAINED / SUMMARY).read_bytes())
-    variants = {SHOWN[name]: kinds["overall"] for name, kinds in summary["variants"].items()}
+    variants = {(ROLES[name][0], STYLES[name]): kinds["overall"] for name, kinds in summary["variants"].items()}
     if COMPARED in current:
         committed = json.loads((run / COMPARED / SUMMARY).read_bytes())["variants"]["adapters"]["overall"]
-        variants["Committed adapters", "accent"] = committed
+        variants[COMMITTED["adapters"], "accent"] = committed
     rows = list(read_json_lines(run / TRAINED / ROWS))
     return {
         "paper": _beside_the_paper(profile, summary, variants),
@@ -55,7 +53,7 @@ def _beside_the_paper(
     ours = [
         {
             "method": f"This run: {name[0].lower()}{name[1:]}", "backbone": backbone,
-            "references": "" if name == "No adapters" else "1", "protocol": protocol, "ours": True,
+            "references": "" if name == ROLES["no-adapters"][0] else "1", "protocol": protocol, "ours": True,
             "cells": [f"{estimates[metric]['mean']:.3f}" for metric in METRICS],
         }
         for (name, _), estimates in variants.items()
@@ -118,7 +116,7 @@ def _tradeoff(rows: Sequence[Row], variants: Mapping[tuple[str, str], Mapping[st
     """DINO against CLIP-T: a cross of intervals for every kind of image, a dot for every subject with the adapters."""
     lines = []
     for (name, style), estimates in variants.items():
-        if name == SHOWN["copy-paste"][0]:
+        if name == ROLES["copy-paste"][0]:
             continue  # its DINO is 1, and all else would be at the bottom
         across, up = estimates["clip_t"], estimates["dino"]
         if across["low"] is None or up["low"] is None:

@@ -6,13 +6,13 @@ import functools
 import io
 import json
 import shlex
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
 from dreamcache.configs import SamplingConfig
+from dreamcache.dreambooth.attention import middle
 from dreamcache.dreambooth.cases import Case, Subject
 from dreamcache.dreambooth.config import Variant
 from dreamcache.dreambooth.evaluation import Evaluation
@@ -20,10 +20,10 @@ from dreamcache.dreambooth.scoring import ROWS
 from flows.evaluation_plans import COMPARED, TRAINED
 from flows.pictures import data_uri
 from flows.profiles import Profile
+from flows.report_attention import looking
 from flows.report_training import current_evaluations
 from shards.files import read_json_lines, read_tar_records
 
-GALLERY_SUBJECTS = 10
 GALLERY_PROMPTS = 2
 EXTREMES = 3
 SIDE = 160
@@ -41,9 +41,8 @@ def gallery(profile: Profile, run: Path) -> dict[str, Any] | None:
         columns.insert(1, ("committed adapters", folders[COMPARED], "adapters"))
     columns.append(("just trained, wrong reference", folders[TRAINED], "wrong-reference"))
     columns = [column for column in columns if column[2] in column[1].config.variants]
-    subjects = folders[TRAINED].subjects
     rows = []
-    for subject in subjects[:: max(1, len(subjects) // GALLERY_SUBJECTS)]:
+    for subject in folders[TRAINED].gallery:
         cases = folders[TRAINED].cases(subject)[:GALLERY_PROMPTS]
         for number, case in enumerate(cases):
             reference = data_uri(Image.open(subject.reference), SIDE) if number == 0 else None
@@ -78,12 +77,13 @@ def extremes(profile: Profile, run: Path) -> list[dict[str, Any]]:
                 columns.append(("no adapters", evaluation, "no-adapters"))
             image = _image(columns[0], subject, case)
             assert image is not None  # it was scored
+            looks = looking(run, evaluation, subject, case, middle(image.width))
             again = [_again(profile, run, column, subject, case) for column in columns]
             cards.append({
                 "reference": data_uri(Image.open(subject.reference), SIDE), "subject": subject.name,
                 "prompt": case.prompt, "seed": case.seed, "dino": row["dino"], "clip_t": row["clip_t"],
                 "pictures": [(column[0], _picture(column, subject, case)) for column in columns],
-                "again": "\n\n".join([*again, _looking(run, subject, case, image.width)]),
+                "again": "\n\n".join([*again, f"# where the middle of such a picture looks, layer by layer\n{looks}"]),
             })  # fmt: skip
         groups.append({"title": title, "cards": cards})
     return groups if count else []
@@ -134,13 +134,3 @@ def _plain(profile: Profile, case: Case) -> str:
         f'seeds=[{case.seed}]); images[0].save("{case.key}-no-adapters.png")'
     )
     return shlex.join(["python", "-c", code])
-
-
-def _looking(run: Path, subject: Subject, case: Case, side: int) -> str:
-    box = ",".join(str(edge) for edge in (side // 4, side // 4, side * 3 // 4, side * 3 // 4))
-    words: Sequence[str] = [
-        "dreamcache", "attention-map", "--reference", str(subject.reference), "--noun", subject.class_word,
-        "--prompt", case.prompt, "--seed", str(case.seed), "--box", box, "--run", str(run),
-        "--out", f"again/{case.key}-attention",
-    ]  # fmt: skip
-    return f"# where the middle of such a picture looks in the reference, layer by layer\n{shlex.join(words)}"

@@ -13,10 +13,9 @@ from flows.charts import Line, line_chart
 from flows.evaluation_plans import COMPARED, GIVEN, SWEEP, TRAINED
 from flows.profiles import Profile
 from flows.report_training import current_evaluations
-from flows.score_tables import METRIC_NAMES, REAL, ROLES, notes
+from flows.score_tables import COMMITTED, METRIC_NAMES, REAL, ROLES, notes
 from shards.files import read_json_lines
 
-COMMITTED = {"adapters": "Committed adapters", "wrong-reference": "Committed adapters, wrong reference"}
 TABLES = {"overall": "All subjects", "palette_shared": "Hard subjects, which share their palette with another"}
 
 

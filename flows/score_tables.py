@@ -26,7 +26,7 @@ ROLES = {
     ),
     "adapters": ("Adapters just trained", "Shown the subject's reference."),
     "wrong-reference": (
-        "Adapters just trained, wrong reference",
+        "Wrong reference",
         "Shown another subject, of the same class where there is one, and scored against the right one.",
     ),
     "ip-adapter": (
@@ -43,6 +43,8 @@ ROLES = {
         "A subject's photographs with each other: what an ideal method would reach that shows the subject anew.",
     ),
 }
+# The same of the adapters that the profile compares with.
+COMMITTED = {"adapters": "Committed adapters", "wrong-reference": "Committed adapters, wrong reference"}
 
 
 def estimate_cells(estimates: Mapping[str, Any], signed: bool = False) -> dict[str, str]:

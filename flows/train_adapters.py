@@ -66,14 +66,15 @@ def train(profile: Profile, run: Path) -> State[Any] | None:
     backbone = load_backbone(profile.backbone, device=device, dtype=getattr(torch, profile.training.dtype))
     rows: list[dict[str, Any]] = []
     encoding: Progress | None = None
-    with Progress("training", profile.training.steps, "steps") as progress, ExitStack() as started_later:
+    with Progress("training", profile.training.steps, "steps") as progress, ExitStack() as until_trained:
 
         def report(row: dict[str, Any]) -> None:
             nonlocal encoding
             if "encoded" in row:
-                encoding = encoding or started_later.enter_context(Progress("latents", row["triplets"], "triplets"))
+                encoding = encoding or until_trained.enter_context(Progress("latents", row["triplets"], "triplets"))
                 encoding.at(row["encoded"])
                 return
+            until_trained.close()  # else its time left would stand there throughout the training
             progress.at(int(row["step"]), f"loss {row['loss']:.4f}")
             if row.get("validation_right") is not None:
                 rows.append(row)

@@ -115,3 +115,14 @@ def test_the_command_writes_image_maps_and_shares(folder, backbone, adapters, tm
     assert saved["up_blocks.3.attentions.1"].sum() == pytest.approx(1, abs=1e-4)
     for box in ("10,20,60", "a,b", "10,20,600,70"):
         assert CliRunner().invoke(app, [*arguments, "--box", box]).exit_code == 1
+    region = Image.new("L", (128, 128), 0)
+    region.paste(255, (10, 20, 60, 70))
+    region.save(tmp_path / "region.png")
+    same = CliRunner().invoke(app, [*arguments, "--region", str(tmp_path / "region.png")])
+    assert same.exit_code == 0 and same.stdout == done.stdout
+    Image.new("L", cutout("red").size, 255).save(tmp_path / "all.png")
+    masks = ["--mask", str(tmp_path / "all.png")] * 2
+    masked = CliRunner().invoke(app, [*arguments, "--box", "10,20,60,70", *masks])
+    assert masked.exit_code == 0 and masked.stdout != done.stdout
+    for wrong in ([], ["--box", "1,1", "--region", str(tmp_path / "region.png")], ["--box", "1,1", *masks[:2]]):
+        assert CliRunner().invoke(app, [*arguments, *wrong]).exit_code == 1

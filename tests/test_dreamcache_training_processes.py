@@ -15,7 +15,7 @@ from test_dreamcache_training import CONFIG, assert_same_training, read_log
 from tiny_diffusion import save_tiny_stable_diffusion
 from tiny_triplets import write_tiny_triplets
 
-from dreamcache import training
+from dreamcache import train, training
 from dreamcache.backbone import load_backbone
 from dreamcache.train import main
 from shards.triplets import triplet_paths
@@ -115,3 +115,15 @@ def test_command_trains_a_run_and_names_what_is_missing(place, tmp_path, capsys)
     (run / "config.json").write_text(json.dumps({"backbone": "x", "training": {"steps": 0}}))
     assert main([str(run)]) == 1
     assert "holds no training's settings" in capsys.readouterr().err
+
+
+def test_encoding_is_told_now_and_then_with_rate_and_time_left(monkeypatch, capsys):
+    now = [100.0]
+    monkeypatch.setattr(train.time, "monotonic", lambda: now[0])
+    report = train.PrintedProgress()
+    for done in range(116, 501, 16):  # 100 were encoded before
+        report({"encoded": done, "triplets": 500})
+        now[0] += 4
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "encoded 116 of 500 triplets" and lines[-1] == "encoded 500 of 500 triplets, 4.0 triplets/s"
+    assert lines[1] == "encoded 164 of 500 triplets, 4.0 triplets/s, 84 s left" and len(lines) == 9

@@ -77,6 +77,7 @@ def test_report_stands_alone(finished_run: tuple[Path, str]) -> None:
         "Triplets",
         "Training",
         "Gallery",
+        "<h2>Attention</h2>",
         "Scores",
         "Hard subjects",
         "by prompt",
@@ -124,10 +125,36 @@ def test_the_reports_commands_make_its_pictures_again(
         assert min(differences.values()) > 20, "another case's picture would have passed"
 
 
+def test_attention_is_shown_with_the_command_that_gives_its_shares_again(
+    finished_run: tuple[Path, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, _ = finished_run
+    page = (run / "report.html").read_text(encoding="utf-8")
+    figures = re.findall(r'<figure class="card looks">.*?</figure>', page, re.DOTALL)
+    assert len(figures) == 4  # all subjects of this benchmark, one picture each
+    monkeypatch.chdir(tmp_path)
+    for number, figure in enumerate(figures):
+        commands = re.search(r"<pre>(.*?)</pre>", figure, re.DOTALL)
+        assert commands
+        for words in map(shlex.split, html.unescape(commands[1]).splitlines()):
+            if words[0] == "tar":
+                subprocess.run(words, check=True)
+            else:
+                app(words[1:], standalone_mode=False)
+        ((_, parts),) = read_tar_records(run / "evaluation" / "attention" / f"{number:05d}.tar")
+        layers = json.loads(parts["json"])["layers"]
+        shares = [line.split()[1:] for line in capsys.readouterr().out.splitlines() if line.endswith("%")]
+        for given, layer in zip(shares, layers, strict=True):
+            for text, name in zip(given, ("attention", "area"), strict=True):
+                assert float(text.rstrip("%")) == pytest.approx(100 * layer[name], abs=0.1)
+
+
 def test_prefect_is_shown_curves_pictures_accounts_scores_and_the_report(finished_run: tuple[Path, str]) -> None:
     run, _ = finished_run
     with contextlib.closing(sqlite3.connect(run / "prefect" / "prefect.db")) as database:
         shown = database.execute("SELECT key, type, data, description FROM artifact").fetchall()
+        (encoded,) = database.execute("SELECT updated FROM artifact WHERE description LIKE 'latents: %'").fetchone()
+        (first_loss,) = database.execute("SELECT min(created) FROM artifact WHERE key = 'training-loss'").fetchone()
         names = {name for (name,) in database.execute("SELECT name FROM flow_run")}
     assert names == {f"{what} {run}" for what in ("all of", "dataset in", "adapters of", "evaluation of")}
     data = {key: json.loads(data) for key, _, data, _ in shown if key}
@@ -143,6 +170,7 @@ def test_prefect_is_shown_curves_pictures_accounts_scores_and_the_report(finishe
     progress = {text for _, kind, _, text in shown if kind == "progress"}
     assert "captions: 32 records in" in {text.rsplit(" ", 2)[0] for text in progress}
     assert not [text for text in progress if text.endswith("left")]
+    assert encoded < first_loss, "the progress of encoding ends where training begins"
 
 
 def test_a_second_start_finds_all_up_to_date_without_torch_or_prefect(finished_run: tuple[Path, str]) -> None:

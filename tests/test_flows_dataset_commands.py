@@ -127,9 +127,10 @@ def test_the_commands(tmp_path: Path) -> None:
     (shard, *_) = write_tiny_triplets(tmp_path / "one", shards=1, triplets_a_shard=5)
     done = dreamcache("import-dataset", shard, "--layout", "triplets", "--run", tmp_path / "two")
     assert done.returncode == 0 and done.stdout.endswith("triplets: 5 triplets in 1 shards\n"), done.stderr
-    done = dreamcache("inspect", tmp_path / "two", "--out", tmp_path / "sheet.png", "--count", 3)
+    done = dreamcache("inspect", tmp_path / "two", "--count", 3)
     assert "5 triplets in 1 shards" in done.stdout and "disc" in done.stdout, done.stderr
-    sheet = Image.open(tmp_path / "sheet.png")
+    assert done.stdout.endswith(f"Contact sheet: {tmp_path / 'two' / 'contact-sheet.jpg'}\n")
+    sheet = Image.open(tmp_path / "two" / "contact-sheet.jpg")
     assert sheet.width > 700 and 500 < sheet.height < 700 and len(sheet.convert("L").getcolors()) > 100
     assert dreamcache("verify", tmp_path / "two").returncode == 0
     shutil.copy(shard, tmp_path / "two" / "triplets" / "00001.tar")

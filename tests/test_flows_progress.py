@@ -79,6 +79,9 @@ def test_inspect_and_verify_print_json_alone(tmp_path: Path, capsys: pytest.Capt
     said = json.loads(capsys.readouterr().out)
     assert said["triplets"] == 4 and said["stages"]["triplets"]["out"] == 4
     assert said["contact_sheet"] == str(tmp_path / "sheet.jpg") and (tmp_path / "sheet.jpg").is_file()
+    shard = tmp_path / "run" / "triplets" / "00001.tar"
+    app(["inspect", str(shard)], standalone_mode=False)
+    assert f"Contact sheet: {shard}.jpg\n" in capsys.readouterr().out and Path(f"{shard}.jpg").is_file()
     app(["verify", str(tmp_path / "run"), "--json"], standalone_mode=False)
     heard = capsys.readouterr()
     assert json.loads(heard.out)["right"] is True and "is right" in heard.err

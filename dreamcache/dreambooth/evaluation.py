@@ -9,6 +9,7 @@ An evaluation folder holds, a shard a subject (its number in the benchmark's tab
     pictures/VARIANT/00007.tar      KEY.jpg and KEY.json (subject: its noun): the images as a mask stage reads them
     masks/VARIANT/00007.tar         KEY.mask.png and KEY.json (box, score, ...): what the mask stage makes of them
     masked/VARIANT/00007.tar        KEY.safetensors (dino, clip) of the subject alone
+    attention/00007.tar             where in the reference one image looks: KEY.generated.png, KEY.LAYER.png, KEY.json
     rows.jsonl  real.jsonl          one line a scored image; one line a pair of real images
     summary.json
 
@@ -22,33 +23,20 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cache, cached_property
+from functools import cached_property
 from pathlib import Path
 
 from dreamcache.dreambooth.cases import Benchmark, Case, Subject, spread
 from dreamcache.dreambooth.config import EMBEDDINGS, PREPROCESSING, EvaluationConfig, Variant
-from shards.files import read_tar_records, sha256_of
+from dreamcache.dreambooth.references import Reference, file_digest
+from shards.files import read_tar_records
 from shards.stage import ShardPlan, StageSpec, plan_shard
 
 IMAGES_VERSION = 1
 EMBEDDINGS_VERSION = 1
 PICTURES_VERSION = 1
-
-
-@dataclass(frozen=True)
-class Reference:
-    """A reference as stored: the image's file, its mask as the bytes of an image file (None: no mask), its key."""
-
-    key: str
-    path: Path
-    mask: bytes | None
-
-    @property
-    def digest(self) -> str:
-        """The sha256 over image and mask."""
-        total = hashlib.sha256(_sha256(self.path).encode())
-        total.update(b"mask" + self.mask if self.mask is not None else b"no mask")
-        return total.hexdigest()
+ATTENTION_VERSION = 1
+GALLERY_SUBJECTS = 10
 
 
 @dataclass(frozen=True)
@@ -60,6 +48,7 @@ class Evaluation:
     out, run by the caller on `mask_plan`; it serves masked metrics, and references that have no mask beside them.
     Without it such a reference is taken as it is, background and all, and the rows say so. `given` maps the keys of
     cases to image files. `real_folder` is for the shards of real images, where several evaluations share them.
+    `attention` says of how many of the gallery's subjects attention maps are made.
     """
 
     folder: Path
@@ -69,11 +58,17 @@ class Evaluation:
     mask_stage: StageSpec | None = None
     given: Mapping[str, Path] | None = None
     real_folder: Path | None = None
+    attention: int = 0
 
     @property
     def subjects(self) -> list[Subject]:
         """The subjects that are evaluated, in order."""
         return spread(self.benchmark.subjects, self.config.subjects)
+
+    @property
+    def gallery(self) -> list[Subject]:
+        """The subjects whose images a report shows: by their places in the order, never by how they came out."""
+        return self.subjects[:: max(1, len(self.subjects) // GALLERY_SUBJECTS)]
 
     @property
     def sampled_variants(self) -> list[Variant]:
@@ -175,10 +170,6 @@ class Evaluation:
         settings = {**self._files(variant, subject), "preprocessing": preprocessing}
         return self._plan(f"{kind}/{variant or 'real'}", EMBEDDINGS_VERSION, settings, models, subject, sources)
 
-    def real_plan(self, subject: Subject) -> ShardPlan:
-        """The shard of the embeddings of a subject's real images."""
-        return self.embedding_plan(None, subject)
-
     def picture_plan(self, variant: Variant | None, subject: Subject) -> ShardPlan:
         """The shard of a subject's images as the mask stage reads them."""
         sources = [self.image_plan(variant, subject)] if variant in self.sampled_variants else []
@@ -209,6 +200,31 @@ class Evaluation:
             sources.append(self.mask_plan(variant, subject))
         return self._plan(f"masked/{variant or 'real'}", EMBEDDINGS_VERSION, settings, models, subject, sources)
 
+    def attention_plan(self, subject: Subject) -> ShardPlan:
+        """The shard of where the adapters' image of a subject's first case looks in the reference."""
+        case, reference = self.cases(subject)[0], self.reference("adapters", subject)
+        assert reference is not None
+        masks = [self.mask_plan("adapters", subject)] if self.masked else []
+        # Of the masks one alone matters, and once it is known its digest stands for it.
+        waiting = [plan for plan in (*self._real_mask_plans(subject), *masks) if plan.state() != "done"]
+        region = None if waiting else self.region(subject)
+        settings = {
+            "case": {"key": case.key, "prompt": case.prompt, "seed": case.seed}, "reference": reference.digest,
+            "sampling": self.config.sampling.model_dump(mode="json"),
+            "region": region and hashlib.sha256(region).hexdigest(),
+        }  # fmt: skip
+        models = {name: self.models[name] for name in ("backbone", "adapters")}
+        return self._plan("attention", ATTENTION_VERSION, settings, models, subject, waiting)
+
+    def region(self, subject: Subject) -> bytes | None:
+        """The mask (PNG) that the mask stage found in that image; None where it found none, or has not to be run."""
+        return self.found_masks("adapters", subject).get(self.cases(subject)[0].key) if self.masked else None
+
+    def attention_plans(self) -> list[tuple[Subject, ShardPlan]]:
+        """The shards of attention maps: of the gallery's first subjects; none without adapters."""
+        count = self.attention if "adapters" in self.config.variants else 0
+        return [(subject, self.attention_plan(subject)) for subject in self.gallery[:count]]
+
     def image_plans(self) -> list[tuple[Variant, Subject, ShardPlan]]:
         """All shards of sampled images, in the order in which they are made."""
         return [(v, s, self.image_plan(v, s)) for v in self.sampled_variants for s in self.subjects]
@@ -238,7 +254,7 @@ class Evaluation:
 
     def plans(self) -> list[ShardPlan]:
         """All shards in the order in which they are made, pictures aside, which come with their masks."""
-        parts = (self.mask_plans(True), self.image_plans(), self.mask_plans(False))
+        parts = (self.mask_plans(True), self.image_plans(), self.mask_plans(False), self.attention_plans())
         return [plan for part in parts for *_, plan in part] + self.score_plans()
 
     def changes(self) -> list[str]:
@@ -258,12 +274,12 @@ class Evaluation:
     def _files(self, variant: Variant | None, subject: Subject) -> dict[str, object]:
         """What a shard of images that were not sampled depends on: the cases, and the files by digest."""
         if variant is None:
-            return {"images": {subject.image_key(image): _sha256(image) for image in subject.images}}
+            return {"images": {subject.image_key(image): file_digest(image) for image in subject.images}}
         if variant == "copy-paste":
-            return {**self._case_settings(subject), "reference": _sha256(subject.reference)}
+            return {**self._case_settings(subject), "reference": file_digest(subject.reference)}
         if variant == "given":
             assert self.given is not None
-            digests = {case.key: _sha256(self.given[case.key]) for case in self.cases(subject)}
+            digests = {case.key: file_digest(self.given[case.key]) for case in self.cases(subject)}
             return {**self._case_settings(subject), "images": digests}
         return {}
 
@@ -280,13 +296,3 @@ class Evaluation:
         # Finished shards of other settings are no input either.
         waiting = [source for source in sources if source.state() != "done"]
         return replace(plan, unfinished=tuple(f"{source.name}{source.spec.suffix}" for source in waiting))
-
-
-def _sha256(path: Path) -> str:
-    status = path.stat()
-    return _sha256_once(path, status.st_size, status.st_mtime_ns)
-
-
-@cache  # the same real images are asked after for every variant and stage
-def _sha256_once(path: Path, size: int, mtime_ns: int) -> str:
-    return sha256_of(path)

@@ -6,11 +6,10 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from PIL import Image, UnidentifiedImageError
-
 from dreamcache.dreambooth.cases import Subject
 from dreamcache.dreambooth.config import Variant
-from dreamcache.dreambooth.evaluation import Evaluation, Reference
+from dreamcache.dreambooth.evaluation import Evaluation
+from dreamcache.dreambooth.references import shown_reference
 
 if TYPE_CHECKING:
     from dreamcache.adapters import AdapterSet
@@ -91,7 +90,7 @@ def generate_shard(
     reference = evaluation.reference(variant, subject)
     config, cases = evaluation.config.sampling, evaluation.cases(subject)
     prompts, seeds = [case.prompt for case in cases], [case.seed for case in cases]
-    shown = None if reference is None else _shown(reference, backbone.image_size)
+    shown = None if reference is None else shown_reference(reference, backbone.image_size)
     if variant not in ("no-adapters", "ip-adapter") and adapters is None:
         raise ValueError(f"the variant {variant} needs adapters; give them, or take it out of the variants")
     plan = evaluation.image_plan(variant, subject)
@@ -124,17 +123,3 @@ def generate_shard(
             content = io.BytesIO()
             image.save(content, "PNG")
             out.add(record, {"png": content.getvalue()})
-
-
-def _shown(reference: Reference, size: int) -> Image.Image:
-    """A reference as the backbone is shown it: the subject on white, RGB, size x size."""
-    from dreamcache.dreambooth.embedders import open_image
-    from dreamcache.reference import reference_image
-
-    try:
-        mask = None if reference.mask is None else Image.open(io.BytesIO(reference.mask))
-        return reference_image(open_image(reference.path), mask, size)
-    except UnidentifiedImageError as error:
-        raise ValueError(f"{reference.path}: its mask is not a readable image") from error
-    except ValueError as error:
-        raise ValueError(f"{reference.path}: {error}") from error
