@@ -28,14 +28,14 @@ from shards.triplets import triplet_paths
 
 DESCRIPTION_VERSION = 1
 TRAINING_VERSION = 1
-REPORT_VERSION = 4
+REPORT_VERSION = 5
 
 
 def training_step(profile: Profile, run: Path) -> Step:
     """Training: its settings, the backbone, and the triplet shards."""
     models = {"backbone": model_identity(profile.backbone, "backbone")}
     # Pictures taken on the way change nothing of what is learned.
-    settings = profile.training.model_dump(mode="json", exclude={"samples_every"})
+    settings = {name: value for name, value in profile.training.content().items() if name != "samples_every"}
     try:
         paths = triplet_paths(run)
     except FileNotFoundError:
