@@ -7,6 +7,7 @@ LIKENESS, PROMPT = ("clip_i", "dino"), ("clip_t",)
 # Scores nearer than this, in CLIP-I and CLIP-T alike, are close: one training of each says little about their order.
 CLOSE = 0.005
 ADAPTERS = "training.adapters."
+INTEGRATION, LAYERS = ADAPTERS + "integration", ADAPTERS + "layers"
 
 
 class Line(NamedTuple):
@@ -45,7 +46,7 @@ class Table(NamedTuple):
         return next(line for line in self.lines if not line.settings)
 
     def close(self) -> list[Line]:
-        """The baseline, and the lines whose published scores are close to its; the baseline alone where there are none."""
+        """The baseline, and the lines whose published scores are close to its."""
         base = self.baseline
         return [line for line in self.lines if line is base or (_near(line[3], base[3]) and _near(line[4], base[4]))]
 
@@ -73,9 +74,9 @@ TABLES: dict[str, Table] = {
     "integration": Table(
         "Integration of the features (paper Table 4)",
         (
-            Line("textual-sum", "textual sum", {ADAPTERS + "integration": "textual_sum"}, 0.788, 0.282, 19),
-            Line("spatial-sum", "spatial sum", {ADAPTERS + "integration": "spatial_sum"}, 0.812, 0.293, 16),
-            Line("decoupled-blocks", "decoupled blocks", {ADAPTERS + "integration": "decoupled_blocks"}, 0.808, 0.3, 61),
+            Line("textual-sum", "textual sum", {INTEGRATION: "textual_sum"}, 0.788, 0.282, 19),
+            Line("spatial-sum", "spatial sum", {INTEGRATION: "spatial_sum"}, 0.812, 0.293, 16),
+            Line("decoupled-blocks", "decoupled blocks", {INTEGRATION: "decoupled_blocks"}, 0.808, 0.3, 61),
             Line("spatial-concat", "spatial concat (default)", {}, 0.810, 0.298, 25),
         ),
         _FRESH,
@@ -84,12 +85,12 @@ TABLES: dict[str, Table] = {
     "layers": Table(
         "Cached layers (paper Table 5)",
         (
-            Line("encoder", "encoder", {ADAPTERS + "layers": ("encoder",)}, 0.721, 0.303, 11),
-            Line("encoder-mid", "encoder, mid", {ADAPTERS + "layers": ("encoder", "mid")}, 0.749, 0.306, 19),
-            Line("mid", "mid", {ADAPTERS + "layers": ("mid",)}, 0.716, 0.302, 8),
-            Line("decoder", "decoder", {ADAPTERS + "layers": ("decoder",)}, 0.799, 0.296, 17),
+            Line("encoder", "encoder", {LAYERS: ("encoder",)}, 0.721, 0.303, 11),
+            Line("encoder-mid", "encoder, mid", {LAYERS: ("encoder", "mid")}, 0.749, 0.306, 19),
+            Line("mid", "mid", {LAYERS: ("mid",)}, 0.716, 0.302, 8),
+            Line("decoder", "decoder", {LAYERS: ("decoder",)}, 0.799, 0.296, 17),
             Line("mid-decoder", "mid, decoder (default)", {}, 0.810, 0.298, 25),
-            Line("all-layers", "encoder, mid, decoder", {ADAPTERS + "layers": ("encoder", "mid", "decoder")}, 0.813, 0.297, 36),
+            Line("all-layers", "encoder, mid, decoder", {LAYERS: ("encoder", "mid", "decoder")}, 0.813, 0.297, 36),
         ),
     ),
     "text": Table(
@@ -105,7 +106,7 @@ TABLES: dict[str, Table] = {
             Line("data-eighth", "an eighth of it (the paper's 50K)", {"training.share": 0.125}, 0.781, 0.304),
             Line("data-half", "a half (200K)", {"training.share": 0.5}, 0.797, 0.301),
             Line("data-all", "all of it (400K, default)", {}, 0.810, 0.298),
-            Line("with-background", "background left in (for LAION 5M)", {"training.references": "image"}, 0.814, 0.242),
+            Line("with-background", "background left in (LAION 5M)", {"training.references": "image"}, 0.814, 0.242),
         ),
         note="Smaller sizes lie within larger ones, and all train for as many steps. The paper's last row is of other "
         "images; here the same targets are references as they are, background and all.",

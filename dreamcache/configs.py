@@ -83,7 +83,7 @@ class TrainingConfig(BaseModel):
     dtype: Literal["float32", "bfloat16"] = Field(default="float32", description="the backbone's; adapters are float32")
 
     def content(self) -> dict[str, Any]:
-        """The settings that a training is known by: those that came later count where they are not at their defaults."""
+        """The settings that a training is known by: later ones are among them where they are not at their defaults."""
         return {name: value for name, value in self.model_dump().items() if name not in _LATER or value != _LATER[name]}
 
     @model_validator(mode="after")

@@ -1,4 +1,4 @@
-"""Parameter counts of the adapters, without weights (Tables 4, 5 and S2): `python -m dreamcache.parameters sd15|sd21`."""
+"""Parameter counts of the adapters, without weights (Tables 4, 5, S2): `python -m dreamcache.parameters sd15|sd21`."""
 
 import sys
 from collections.abc import Sequence

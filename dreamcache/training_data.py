@@ -179,8 +179,6 @@ def _reference(triplet: "Triplet", size: int, config: TrainingConfig, generator:
     image, mask = triplet.image, triplet.mask
     if config.references == "image":
         mask = Image.new("L", image.size, 255)
-    return (
-        augment_reference(image, mask, size, generator)
-        if config.augment_references
-        else reference_image(image, mask, size)
-    )
+    if config.augment_references:
+        return augment_reference(image, mask, size, generator)
+    return reference_image(image, mask, size)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -42,23 +42,22 @@ def write_results(study: Study) -> Path:
     def difference(first: str, second: str) -> Difference:
         return {} if first == second else paired(scores.get(first, {}), scores.get(second, {}))
 
-    tables = [
-        {
-            "name": kind, "title": table.title, "note": table.note,
-            "lines": [
+    tables = []
+    for kind, table in TABLES.items():
+        lines, baseline = [], study.variants[table.baseline.name]
+        for line in table.lines:
+            variant = study.variants[line.name]
+            trained = list(scores.get(variant, {}).values())
+            lines.append(
                 {
-                    "name": line.name, "label": line.label, "row": (variant := study.variants[line.name]),
-                    "seeds": len(scores.get(variant, {})),
-                    "scores": estimates(over_seeds(list(scores[variant].values()))) if variant in scores else {},
-                    "difference": difference(variant, study.variants[table.baseline.name]),
+                    "name": line.name, "label": line.label, "row": variant, "seeds": len(trained),
+                    "scores": estimates(over_seeds(trained)) if trained else {},
+                    "difference": difference(variant, baseline),
                     "paper": {"clip_i": line.clip_i, "clip_t": line.clip_t},
                 }
-                for line in table.lines
-            ],
-        }
-        for kind, table in TABLES.items()
-    ]  # fmt: skip
-    tables = [table for table in tables if any(line["difference"] for line in table["lines"])]
+            )  # fmt: skip
+        if any(line["difference"] for line in lines):
+            tables.append({"name": kind, "title": table.title, "note": table.note, "lines": lines})
     of_lines = {
         pair: difference(*(study.variants[name] for name in pair)) for finding in FINDINGS for pair in finding.pairs
     }
@@ -108,13 +107,8 @@ def _text(content: Mapping[str, Any]) -> str:
         header, *lines = (f"| {line} |" for line in aligned(table_rows(table), " | "))
         rule = "".join("|" if c == "|" else "-" for c in header)
         found = [f"- {finding_text(one)}" for one in content["findings"] if one["table"] == table["name"]]
-        parts += [
-            f"## {table['title']}",
-            *([table["note"]] if table["note"] else []),
-            "\n".join([header, rule, *lines]),
-        ]
-        parts.append("\n".join(found))
-    return "\n\n".join(parts) + "\n"
+        parts += [f"## {table['title']}", table["note"], "\n".join([header, rule, *lines]), "\n".join(found)]
+    return "\n\n".join(part for part in parts if part) + "\n"
 
 
 def _record(study: Study, row: AblationRow, scores: Mapping[str, Mapping[int, list[Row]]]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The rows of the paper's ablations: each is a run folder of its own below the run's, which shares the run's dataset."""
+"""The rows of the paper's ablations: each is a run folder below the run's own, whose dataset it shares."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from datagen.dataset import STAGES
 from dreamcache.ablations import IMAGE_SCALE, TABLES, Line, Table
 from flows.evaluation_plans import REAL, TRAINED
 from flows.plans import evaluation_changes, training_step
@@ -41,13 +42,13 @@ class AblationRow:
 
     def prepare(self, run: Path) -> None:
         """Make the folder, with the run's dataset, benchmark and shards of real images in it as links."""
-        shared = {"triplets": run / "triplets", REAL: run / REAL}
+        (run / REAL).mkdir(exist_ok=True)
+        shared = {name: run / name for name in (*STAGES, REAL) if (run / name).is_dir()}
         if isinstance(self.profile.benchmark, DrawnBenchmark):
             shared["benchmark"] = run / "benchmark"
         if self.trained_in != self.folder:
             shared["training"] = self.trained_in / "training"
         self.folder.mkdir(parents=True, exist_ok=True)
-        (run / REAL).mkdir(exist_ok=True)
         for name, place in shared.items():
             if not os.path.lexists(self.folder / name):
                 os.symlink(os.path.relpath(place, self.folder), self.folder / name)

@@ -32,7 +32,8 @@ def paired(first: Seeds, second: Seeds) -> Difference:
     seeds = sorted(first.keys() & second.keys())
     if not seeds:
         return {}
-    total = compare(*(over_seeds([rows[seed] for seed in seeds]) for rows in (first, second)))["overall"]
+    means = [over_seeds([rows[seed] for seed in seeds]) for rows in (first, second)]
+    total = compare(means[0], means[1])["overall"]
     alone = [compare(first[seed], second[seed])["overall"] for seed in seeds] if len(seeds) > 1 else [total]
     return {
         metric: {**estimate, "by_seed": [one[metric]["mean"] for one in alone if metric in one]}
