@@ -22,11 +22,11 @@ from shards.files import json_line, read_json_lines, replace_file
 ROWS_FILE, TABLES_FILE, TEXT_FILE = "rows.jsonl", "tables.json", "ablations.md"
 SHOWN = ("dino", "clip_i", "clip_t")
 TEXT = (
-    "In brackets: 95% intervals, bootstrapped over subjects. Differences are paired, the same prompts and seeds, and "
-    "against the default of their table. A finding is shown where its interval excludes 0 and every seed of the "
-    "training agrees; with one seed the intervals know nothing of the training's own chance, and one comparison in "
-    "twenty is shown by chance alone. The paper's scores are of other models and another benchmark: what compares are "
-    "orders and distances."
+    "In brackets: 95% intervals, bootstrapped over subjects. Differences are paired, the same prompts and seeds, "
+    "against the default of their table, over the seeds of the training that both have. A finding is shown where its "
+    "interval excludes 0 and every such seed agrees; with one seed the intervals know nothing of the training's own "
+    "chance, and one comparison in twenty is shown by chance alone. The paper's scores are of its own models, data and "
+    "benchmark: what compares are orders and distances."
 )
 
 

@@ -114,7 +114,7 @@ class Study:
         if repeat:
             settings["training.seed"] = self.base.training.seed + repeat
         profile = with_settings(self.base, settings)
-        if variant == DEFAULT:  # beside it, what all of them start from
+        if variant == DEFAULT and not repeat:  # beside it, what all of them start from
             profile = with_settings(profile, {"evaluation.variants": ("no-adapters", "adapters")})
         folder, trained_in = (self.folder / (f"{name}-{repeat + 1}" if repeat else name) for name in (variant, first))
         return AblationRow(folder.name, variant, repeat, settings, profile, folder, trained_in)
