@@ -1,6 +1,6 @@
 """The settings of adapters, sampling and training, apart from the code that needs torch."""
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -37,6 +37,10 @@ class SamplingConfig(BaseModel):
     negative_prompt: str | None = Field(default=None, description="stands where the paper has the null text")
 
 
+# Settings that came after adapters had been trained; at these values they change nothing of what is learned.
+_LATER = {"share": 1.0, "references": "subject"}
+
+
 class TrainingConfig(BaseModel):
     """How adapters are trained; the defaults are the paper's (Sections 3.3, 4) and, where it is silent, its release's.
 
@@ -65,12 +69,22 @@ class TrainingConfig(BaseModel):
     min_snr_gamma: float | None = Field(default=None, gt=0, description="weights the loss by min(SNR, gamma) / SNR")
     ema_decay: float | None = Field(default=None, gt=0, lt=1, description="saves this running average of the weights")
     held_out: float = Field(default=0.05, ge=0, lt=1, description="share never trained on, by hash of the key")
+    share: float = Field(
+        default=1.0, gt=0, le=1, description="share of the others that is, by hash: smaller ones lie within larger"
+    )
+    references: Literal["subject", "image"] = Field(
+        default="subject", description="image: targets are the references, background and all, as if without masks"
+    )
     validation_every: int = Field(default=500, ge=1)
     validation_triplets: int = Field(default=64, ge=2)
     checkpoint_every: int = Field(default=500, ge=1)
     samples_every: int = Field(default=0, ge=0, description="steps between grids of held-out subjects; 0: none")
     seed: int = Field(default=0, ge=0)
     dtype: Literal["float32", "bfloat16"] = Field(default="float32", description="the backbone's; adapters are float32")
+
+    def content(self) -> dict[str, Any]:
+        """The settings that a training is known by: later ones are among them where they are not at their defaults."""
+        return {name: value for name, value in self.model_dump().items() if name not in _LATER or value != _LATER[name]}
 
     @model_validator(mode="after")
     def _parts_are_equal(self) -> "TrainingConfig":

@@ -1,4 +1,4 @@
-"""Parameter counts of the adapters, without weights (Tables 4 and 5): `python -m dreamcache.parameters sd15|sd21`."""
+"""Parameter counts of the adapters, without weights (Tables 4, 5, S2): `python -m dreamcache.parameters sd15|sd21`."""
 
 import sys
 from collections.abc import Sequence
@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from dreamcache.ablations import TABLES
 from dreamcache.adapters import AdapterSet
 from dreamcache.cache import spatial_transformers
 
@@ -15,24 +16,6 @@ UNETS: dict[str, dict[str, Any]] = {
     "sd21": {"cross_attention_dim": 1024, "attention_head_dim": (5, 10, 20, 20), "use_linear_projection": True},
 }
 DEFAULT_PARTS = ("mid", "decoder")
-# A label, the settings of the adapters, and the millions of parameters that the paper gives for them.
-TABLE_4: tuple[tuple[str, dict[str, Any], int], ...] = (
-    ("textual sum", {"integration": "textual_sum"}, 19),
-    ("spatial sum", {"integration": "spatial_sum"}, 16),
-    ("decoupled blocks", {"integration": "decoupled_blocks"}, 61),
-    ("spatial concat (default)", {}, 25),
-)
-TABLE_5: tuple[tuple[str, dict[str, Any], int], ...] = (
-    ("encoder", {"layers": ("encoder",)}, 11),
-    ("encoder, mid", {"layers": ("encoder", "mid")}, 19),
-    ("mid", {"layers": ("mid",)}, 8),
-    ("decoder", {"layers": ("decoder",)}, 17),
-    ("mid, decoder (default)", {}, 25),
-    ("encoder, mid, decoder", {"layers": ("encoder", "mid", "decoder")}, 36),
-)
-TABLE_S2: tuple[tuple[str, dict[str, Any], None], ...] = (
-    ("mid's resolution alone", {"single_resolution": True}, None),
-)
 
 
 def empty_unet(name: str) -> Any:
@@ -75,16 +58,12 @@ def main(arguments: list[str]) -> int:
         print(f"usage: python -m dreamcache.parameters {'|'.join(UNETS)} ({error})", file=sys.stderr)
         return 2
     print(f"Adapters of {name}: all trained parameters, the matrices of Eq. 3 to 5 alone, the paper's figure")
-    for title, rows in (
-        ("Integration (Table 4)", TABLE_4),
-        ("Cached layers (Table 5)", TABLE_5),
-        ("Resolutions (Table S2)", TABLE_S2),
-    ):
-        print(title)
-        for label, settings, published in rows:
-            trained, in_equations = trainable_parameters(unet, **settings)
-            figure = "-" if published is None else f"{published}M"
-            print(f"  {label:24} {trained:>12,} {in_equations:>12,} {figure:>6}")
+    for table in (TABLES[kind] for kind in ("integration", "layers", "resolutions")):
+        print(table.title)
+        for line in table.lines:
+            trained, in_equations = trainable_parameters(unet, **line.adapters)
+            figure = "-" if line.millions is None else f"{line.millions}M"
+            print(f"  {line.label:26} {trained:>12,} {in_equations:>12,} {figure:>6}")
     print("The paper mixes the two ways of counting: its 42 MB in fp16 (Table 3) are the equations' 20,992,000.")
     print(
         "Its textual sum looks like IP-Adapter's own keys and values, from the text's width at every text attention: "

@@ -246,17 +246,18 @@ def _identity(backbone: "Backbone", shards: TripletShards, config: TrainingConfi
     """What must be the same when a training is resumed."""
     checksums = [checked_marker(path).shard.sha256 for path in shards.paths]
     return {
-        "settings": {name: value for name, value in config.model_dump().items() if name not in _CHANGEABLE},
+        "settings": {name: value for name, value in config.content().items() if name not in _CHANGEABLE},
         "triplets": hashlib.sha256("\n".join(checksums).encode()).hexdigest(),
         "backbone": backbone.identity,
     }
 
 
 def _check_resumable(before: dict[str, Any], now: dict[str, Any], folder: Path) -> None:
+    settings = {**before["settings"], **now["settings"]}
     changes = [
-        f"{name} was {before['settings'].get(name)!r} and is {value!r}"
-        for name, value in now["settings"].items()
-        if before["settings"].get(name) != value
+        f"{name} was {before['settings'].get(name)!r} and is {now['settings'].get(name)!r}"
+        for name in settings
+        if before["settings"].get(name) != now["settings"].get(name)
     ]
     changes += [f"the {name} are others" for name in ("triplets",) if before[name] != now[name]]
     changes += [f"the {name} is another" for name in ("backbone",) if before[name] != now[name]]

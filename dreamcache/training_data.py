@@ -18,7 +18,7 @@ from dreamcache.checkpoints import written_at_once
 from dreamcache.configs import TrainingConfig
 from dreamcache.processes import process_count, process_rank, wait_for_all
 from dreamcache.reference import augment_reference, reference_image, to_tensor
-from dreamcache.validation import is_held_out, key_hash, target_tensor
+from dreamcache.validation import is_trained_on, key_hash, target_tensor
 from shards.files import locked_folder
 from shards.markers import checked_marker
 from shards.order import TrainingOrder
@@ -47,7 +47,7 @@ class TrainingData(Dataset[dict[str, Any]]):
         self.image_size, self.latent_shape = backbone.image_size, backbone.latent_shape
         self.timesteps = backbone.timesteps
         self.kept = [
-            [index for index, key in enumerate(shards.keys(shard)) if not is_held_out(key, config.held_out)]
+            [i for i, key in enumerate(shards.keys(shard)) if is_trained_on(key, config.held_out, config.share)]
             for shard in range(len(shards.counts))
         ]
         self.order = TrainingOrder([len(indices) for indices in self.kept], config.seed)
@@ -132,6 +132,8 @@ def store_latents(
             "variants": config.reference_variants,
             "augmentation": [config.augment_references, config.seed] if config.reference_variants else None,
         }
+        if config.reference_variants and config.references != "subject":
+            recipe["references"] = config.references
         digest = hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()
         file = path.parent / "latents" / f"{path.stem}-{digest[:16]}.safetensors"
         files.append(file)
@@ -174,6 +176,9 @@ def _encode(backbone: "Backbone", triplets: Sequence["Triplet"], config: Trainin
 
 
 def _reference(triplet: "Triplet", size: int, config: TrainingConfig, generator: np.random.Generator) -> Image.Image:
+    image, mask = triplet.image, triplet.mask
+    if config.references == "image":
+        mask = Image.new("L", image.size, 255)
     if config.augment_references:
-        return augment_reference(triplet.image, triplet.mask, size, generator)
-    return reference_image(triplet.image, triplet.mask, size)
+        return augment_reference(image, mask, size, generator)
+    return reference_image(image, mask, size)

@@ -28,6 +28,11 @@ def is_held_out(key: str, fraction: float) -> bool:
     return key_hash(key) < fraction * 2**64
 
 
+def is_trained_on(key: str, held_out: float, share: float) -> bool:
+    """Whether a triplet is of the share that is trained on; smaller shares lie within larger ones."""
+    return held_out * 2**64 <= key_hash(key) < (held_out + share * (1 - held_out)) * 2**64
+
+
 def key_hash(key: str) -> int:
     """The first 64 bits of the key's sha256."""
     return int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big")

@@ -13,6 +13,7 @@ import typer
 
 from flows.command import (
     DebugOption,
+    DryRunOption,
     JsonOption,
     ProfileOption,
     RunOption,
@@ -41,7 +42,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-DryRunOption = Annotated[bool, typer.Option("--dry-run", help="only say what would be done, and why")]
 ParentOption = Annotated[bool, typer.Option("--end-with-parent", hidden=True)]
 
 

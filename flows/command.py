@@ -23,6 +23,7 @@ SetOption = Annotated[
     list[str] | None, typer.Option("--set", "-s", help="change a setting: images.guidance_scale=5.0 (repeatable)")
 ]
 DebugOption = Annotated[bool, typer.Option("--debug", help="show tracebacks and the libraries' messages")]
+DryRunOption = Annotated[bool, typer.Option("--dry-run", help="only say what would be done, and why")]
 JsonOption = Annotated[
     bool, typer.Option("--json", help="print JSON alone on standard output; all else goes to standard error")
 ]
@@ -50,6 +51,7 @@ def run_flow(command: str, profile: str, run: Path, settings: dict[str, Any], de
 
 
 def _flows(torch: bool) -> dict[str, Callable[..., Any]]:
+    from flows.ablate import ablate_adapters
     from flows.build_dataset import build_dataset as build
     from flows.evaluate_adapters import evaluate_adapters
     from flows.evaluate_images import evaluate_images
@@ -64,6 +66,7 @@ def _flows(torch: bool) -> dict[str, Callable[..., Any]]:
         "train-adapters": train,
         "evaluate-adapters": evaluate_adapters,
         "evaluate": evaluate_images,
+        "ablate": ablate_adapters,
     }
 
 

@@ -35,7 +35,7 @@ def training_step(profile: Profile, run: Path) -> Step:
     """Training: its settings, the backbone, and the triplet shards."""
     models = {"backbone": model_identity(profile.backbone, "backbone")}
     # Pictures taken on the way change nothing of what is learned.
-    settings = profile.training.model_dump(mode="json", exclude={"samples_every"})
+    settings = {name: value for name, value in profile.training.content().items() if name != "samples_every"}
     try:
         paths = triplet_paths(run)
     except FileNotFoundError:

@@ -14,6 +14,7 @@ from datagen.dataset import STAGES
 from flows.pictures import data_uri, with_mask
 from flows.plans import report_digest
 from flows.profiles import Profile, changed_settings
+from flows.report_ablations import ablations
 from flows.report_attention import attention
 from flows.report_comparison import comparison
 from flows.report_costs import costs
@@ -54,6 +55,7 @@ def write_report(profile: Profile, run: Path) -> Path:
         "sweep": sweep(profile, run),
         "extremes": extremes(profile, run),
         "comparison": comparison(profile, run),
+        "ablations": ablations(run),
         "costs": costs(run, markers),
         "command": _command("run", profile, run),
         "dataset_command": _command("build-dataset", profile, Path(f"{run}-again")),

@@ -22,8 +22,7 @@ def training(profile: Profile, run: Path) -> dict[str, Any] | None:
     log = run / "training" / "log.csv"
     if not log.is_file():
         return None
-    with log.open(newline="") as file:
-        rows = [{name: float(value) for name, value in row.items() if value} for row in csv.DictReader(file)]
+    rows = _log(log)
     losses = [(row["step"], row["loss"]) for row in rows if "loss" in row]
     smooth = running_mean([loss for _, loss in losses], max(1, len(losses) // 20))
     mean = [(step, value) for (step, _), value in zip(losses, smooth, strict=True)]
@@ -34,9 +33,7 @@ def training(profile: Profile, run: Path) -> dict[str, Any] | None:
         for name, label in KINDS.items()
     ]
     config = profile.training
-    held_out = [
-        {"label": "just trained", **{name: row[f"validation_{name}"] for name in KINDS}} for row in validations[-1:]
-    ]
+    held_out = [{"label": "just trained", **_held_out(row)} for row in validations[-1:]]
     compared = run / COMPARED / "held-out.json"
     if compared.is_file():
         held_out.append({"label": "committed", **json.loads(compared.read_text())})
@@ -51,6 +48,21 @@ def training(profile: Profile, run: Path) -> dict[str, Any] | None:
         "validation_chart": line_chart(curves, "step", "held-out loss") if len(validations) > 1 else "",
         "held_out": held_out,
     }
+
+
+def held_out_losses(run: Path) -> dict[str, float] | None:
+    """A run's last loss on held-out triplets by kind of reference, or None where none were held out."""
+    found = [_held_out(row) for row in _log(run / "training" / "log.csv") if "validation_right" in row]
+    return found[-1] if found else None
+
+
+def _log(path: Path) -> list[dict[str, float]]:
+    with path.open(newline="") as file:
+        return [{name: float(value) for name, value in row.items() if value} for row in csv.DictReader(file)]
+
+
+def _held_out(row: dict[str, float]) -> dict[str, float]:
+    return {name: row[f"validation_{name}"] for name in KINDS}
 
 
 def current_evaluations(profile: Profile, run: Path) -> list[tuple[str, Evaluation]]:

@@ -1,7 +1,8 @@
-"""The commands of `dreamcache` on the benchmark and its scores, and the one that shows Prefect's UI."""
+"""The commands of `dreamcache` on the benchmark, scores and ablations, and the one that shows Prefect's UI."""
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from flows.command import (
+    DryRunOption,
     JsonOption,
     ProfileOption,
     RunOption,
@@ -110,6 +112,51 @@ def compare(
         print(comparison_table(found))
 
 
+def ablate(
+    only: Annotated[
+        list[str] | None, typer.Option("--only", help="a row or a table, such as layers or text-in-cache (repeatable)")
+    ] = None,
+    repeats: Annotated[int, typer.Option(min=1, help="seeds that close rows are trained with, or all of --only")] = 1,
+    profile: ProfileOption = "miniature",
+    run: RunOption = None,
+    settings: SetOption = None,
+    dry_run: DryRunOption = False,
+    debug: bool = False,
+) -> None:
+    """Train and evaluate the paper's ablations on a run's triplets, and say which of its findings reproduce.
+
+    Each row is a run folder in RUN/ablations; finished ones stay, and a killed one goes on where it stood.
+
+    Example: dreamcache ablate --run runs/mine --only layers --set training.steps=1000 --dry-run
+    """
+    chosen, folder, changed = configuration(profile, run, settings)
+    from flows.ablation_results import write_results
+    from flows.ablations import Study
+    from flows.lock import locked
+    from flows.plans import check_inputs
+
+    study = Study(chosen, folder)
+    try:
+        rows = study.rows(only or (), repeats)
+    except ValueError as error:
+        fail(error, 2)
+    check_inputs("train-adapters", chosen, folder)
+    remaining = {row.name: row.remaining() for row in rows}
+    if dry_run:
+        for row in rows:
+            own = ", ".join(f"{name}={json.dumps(value)}" for name, value in row.settings.items())
+            print(f"{row.name} ({own or 'the profile as it is'}): {'; '.join(remaining[row.name]) or 'up to date'}")
+        return
+    with locked(folder):  # if another process works there, say so before anything is started
+        pass
+    if any(remaining.values()):
+        print(f"To do: {sum(map(bool, remaining.values()))} of {len(rows)} rows", flush=True)
+        run_flow("ablate", chosen.name, folder, changed, debug, only=only, repeats=repeats)
+    text = write_results(study)
+    print(text.read_text(encoding="utf-8"))
+    print(f"Rows: {text.with_name('rows.jsonl')}")
+
+
 def fetch_dreambooth(
     folder: Annotated[Path, typer.Argument(help="where the dataset is to lie")] = Path("dreambooth/dataset"),
 ) -> None:
@@ -140,6 +187,7 @@ def fetch_dreambooth(
 RUN_COMMANDS: tuple[tuple[str, Callable[..., None]], ...] = (
     ("evaluate", evaluate),
     ("compare", compare),
+    ("ablate", ablate),
     ("fetch-dreambooth", fetch_dreambooth),
     ("ui", ui),
 )

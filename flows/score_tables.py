@@ -71,7 +71,7 @@ def summary_table(summary: Mapping[str, Any]) -> str:
         if kind in kinds
     ]
     said = [f"{label}: {note}" for label, note in notes(summary).items()]
-    return "\n".join([*lines, *_aligned(rows), "", *said])
+    return "\n".join([*lines, *aligned(rows), "", *said])
 
 
 def notes(summary: Mapping[str, Any]) -> dict[str, str]:
@@ -168,7 +168,7 @@ def comparison_table(comparison: Mapping[str, Any]) -> str:
         for kind, found in comparison["differences"].items()
     ]
     heading = f"{comparison['first']} minus {comparison['second']}, protocol {comparison['protocol']}"
-    return "\n".join([heading, *_aligned(rows)])
+    return "\n".join([heading, *aligned(rows)])
 
 
 def calibration(folder: Path, dino: str, clip: str) -> dict[str, Any]:
@@ -198,7 +198,7 @@ def calibration_table(found: Mapping[str, Any]) -> str:
         {"subject": name} | {METRIC_NAMES[metric]: f"{mean:.3f}" for metric, mean in means.items()}
         for name, means in found["subjects"].items()
     ]
-    return "\n".join([*lines, *_aligned(rows), "", *_aligned(subjects)])
+    return "\n".join([*lines, *aligned(rows), "", *aligned(subjects)])
 
 
 # How near the published mean, given with three digits and of the images' original size, the true weights come.
@@ -230,9 +230,10 @@ def _of_one_variant(folder: Path, variant: str) -> list[dict[str, Any]]:
     return [row for row in rows if row["variant"] == (variant if variant in variants else variants[0])]
 
 
-def _aligned(rows: Sequence[Mapping[str, str]]) -> Iterable[str]:
+def aligned(rows: Sequence[Mapping[str, str]], between: str = "  ") -> Iterable[str]:
     """Rows as lines of aligned columns under the names of all columns that any row has."""
     names = list(dict.fromkeys(name for row in rows for name in row))
     table = [names, *([row.get(name, "") for name in names] for row in rows)]
     widths = [max(len(line[column]) for line in table) for column in range(len(names))]
-    return ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in table]
+    padded = ([cell.ljust(width) for cell, width in zip(line, widths, strict=True)] for line in table)
+    return [between.join(line).rstrip() for line in padded]

@@ -24,7 +24,8 @@ def tiny_triplet(number: int, size: int = 64) -> Triplet:
     image.save(jpg, "JPEG", quality=95)
     mask.save(png, "PNG")
     key = f"{number:05d}"
-    record = {"key": key, "caption": f"a {colour} disc", "class": ("disc", "ball")[number % 2], "seed": number}
+    noun = ("disc", "ball")[number % 2]
+    record = {"key": key, "caption": f"a {colour} disc", "subject": noun, "class": noun, "seed": number}
     return Triplet(key, jpg.getvalue(), png.getvalue(), record)
 
 

@@ -65,7 +65,7 @@ def summarize(rows: Sequence[Row], real_rows: Sequence[Row] = (), seed: int = 0)
     for variant, its_rows in by_variant.items():
         kinds: dict[str, Any] = {}
         for kind, chosen in _kinds(its_rows):
-            kinds[kind] = _estimates(chosen, seed)
+            kinds[kind] = estimates(chosen, seed)
         kinds["subjects"] = _means(its_rows, lambda row: row["subject"])
         kinds["prompts"] = _means(its_rows, prompt_name)
         summary["variants"][variant] = kinds
@@ -77,7 +77,7 @@ def summarize(rows: Sequence[Row], real_rows: Sequence[Row] = (), seed: int = 0)
     ):
         if first in by_variant and second in by_variant:
             summary["differences"][f"{first} - {second}"] = compare(by_variant[first], by_variant[second], seed)
-    summary["real_against_real"] = {kind: _estimates(chosen, seed) for kind, chosen in _kinds(real_rows)}
+    summary["real_against_real"] = {kind: estimates(chosen, seed) for kind, chosen in _kinds(real_rows)}
     return summary
 
 
@@ -89,7 +89,7 @@ def calibrate(real_rows: Sequence[Row], seed: int = 0) -> dict[str, Any]:
     """
     if not real_rows:
         raise ValueError("no subject has two real images: there is no pair to calibrate with")
-    return {"metrics": _estimates(real_rows, seed), "subjects": _means(real_rows, lambda row: row["subject"])}
+    return {"metrics": estimates(real_rows, seed), "subjects": _means(real_rows, lambda row: row["subject"])}
 
 
 def compare(first: Sequence[Row], second: Sequence[Row], seed: int = 0) -> dict[str, Any]:
@@ -162,8 +162,8 @@ def _weight(row: Row, metric: str) -> float:
     return float(row.get("masked_references" if metric in ("mdino", "mclip_i") else "references", 1))
 
 
-def _estimates(rows: Sequence[Row], seed: int) -> dict[str, dict[str, Any]]:
-    """By metric the estimate over the rows that have it."""
+def estimates(rows: Sequence[Row], seed: int = 0) -> dict[str, dict[str, Any]]:
+    """By metric the `Estimate`, as a dict, over the rows that have it."""
     found = {metric: [row for row in rows if row.get(metric) is not None] for metric in METRICS}
     return {
         metric: _as_dict(

@@ -1,0 +1,78 @@
+"""The flow that trains and evaluates the paper's ablations on a run's triplets, row by row."""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+from prefect import flow
+
+from flows.ablation_results import write_results
+from flows.ablations import AblationRow, Study
+from flows.evaluate_adapters import draw_benchmark, evaluate
+from flows.evaluation_plans import TRAINED
+from flows.lock import locked
+from flows.plans import check_inputs, check_models
+from flows.profiles import DrawnBenchmark, load_profile, record_configuration
+from flows.report import write_report
+from flows.server import end_with_worker
+from flows.train_adapters import train
+from flows.verify import recorded_profile
+
+log = logging.getLogger(__name__)
+
+
+@flow(name="ablate-adapters", flow_run_name="ablations of {run}")
+def ablate_adapters(
+    profile: str = "miniature",
+    run: str = "runs/miniature",
+    settings: dict[str, Any] | None = None,
+    only: list[str] | None = None,
+    repeats: int = 1,
+) -> str:
+    """Train and evaluate the rows of the paper's ablations; returns the path of their tables.
+
+    Rows that are up to date stay; one that fails is named in the end and keeps none of the others from being made.
+
+    Args:
+        profile: "miniature" or "full".
+        run: the run folder; build-dataset must have finished there.
+        settings: dotted settings that differ from the profile's, such as {"training.steps": 400}, for all rows.
+        only: rows or tables, such as ["layers", "text-in-cache"]; what they are compared with is made too.
+        repeats: seeds that close rows, or those of `only`, are trained with.
+    """
+    end_with_worker()
+    chosen, folder = load_profile(profile, settings or {}), Path(run)
+    study, failed = Study(chosen, folder), dict[str, Exception]()
+    rows = study.rows(only or (), repeats)
+    with locked(folder):
+        check_inputs("train-adapters", chosen, folder)
+        check_models(chosen)
+        if isinstance(chosen.benchmark, DrawnBenchmark):
+            draw_benchmark(chosen.benchmark, folder)
+        for number, row in enumerate(rows, start=1):
+            row.prepare(folder)
+            if row.remaining():
+                log.info("row %d of %d, %s: %s", number, len(rows), row.name, json.dumps(row.settings))
+                try:
+                    _make(row)
+                except (ValueError, RuntimeError, OSError) as error:
+                    log.info("row %s failed: %s", row.name, error)
+                    failed[row.name] = error
+        text = write_results(study)
+        write_report(recorded_profile(folder) or chosen, folder)
+    if failed:
+        reasons = "; ".join(f"{name}: {error}" for name, error in failed.items())
+        raise RuntimeError(f"{len(failed)} of {len(rows)} rows failed, the others are kept: {reasons}")
+    return str(text)
+
+
+def _make(row: AblationRow) -> None:
+    with locked(row.folder):
+        record_configuration(row.folder, row.profile)
+        if row.trained_in == row.folder:
+            train.with_options(task_run_name=f"training of {row.name}")(row.profile, row.folder)
+        check_inputs("evaluate-adapters", row.profile, row.folder)
+        evaluate.with_options(task_run_name=f"evaluation of {row.name}")(row.profile, row.folder, TRAINED)

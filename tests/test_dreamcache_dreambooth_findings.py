@@ -1,0 +1,52 @@
+"""Findings judged from rows: what holds, what does not, and what seeds disagree on."""
+
+import pytest
+
+from dreamcache.ablations import Finding
+from dreamcache.dreambooth.findings import Difference, judge, paired, shown
+
+FINDING = Finding("layers", "more beat fewer", ("dino",), (("all", "some"), ("some", "one")))
+
+
+def rows(shift: float, wobble: float = 0.0) -> list[dict]:
+    """An evaluation of four subjects whose scores differ from the plain ones by `shift`, and by subject by `wobble`."""
+    return [
+        {
+            "variant": "adapters", "case": f"s{subject}-0", "subject": f"s{subject}", "class": "cup", "live": False,
+            "palette_shared": False, "prompt": "a cup", "prompt_index": 0, "position": 0, "seed": subject,
+            "dino": 0.3 + 0.1 * subject + shift + wobble * (-1) ** subject, "clip_i": 0.5, "clip_t": 0.2,
+            "references": 1, "benchmark": "tiny", "digests": "unknown", "protocol": "one-reference",
+            "preprocessing": {"dino": "d", "clip": "c"}, "models": {"dino": "d", "clip": "c"},
+        }
+        for subject in range(4)
+    ]  # fmt: skip
+
+
+def verdict(all_some: Difference, some_one: Difference) -> str:
+    (judged,) = judge(FINDING, {("all", "some"): all_some, ("some", "one"): some_one})
+    return judged["verdict"]
+
+
+def test_a_finding_holds_where_every_pair_lies_beyond_its_interval() -> None:
+    more, less = paired({0: rows(0.1)}, {0: rows(0.0)}), paired({0: rows(0.0)}, {0: rows(0.1)})
+    open_ = paired({0: rows(0.01, wobble=0.05)}, {0: rows(0.0)})
+    assert more["dino"]["mean"] == pytest.approx(0.1) and more["dino"]["by_seed"] == [more["dino"]["mean"]]
+    assert open_["dino"]["low"] < 0 < open_["dino"]["mean"]
+    assert verdict(more, more) == "reproduces"
+    assert verdict(more, open_) == "reproduces in part"
+    assert verdict(open_, open_) == "not shown"
+    assert verdict(less, open_) == "the opposite is shown"
+    assert verdict(more, less) == "contradictory"
+    assert verdict(more, {}) == "not judged"
+
+
+def test_seeds_that_disagree_show_nothing() -> None:
+    plain = {seed: rows(0.0) for seed in range(3)}
+    agreeing = paired({0: rows(0.1), 1: rows(0.3), 7: rows(9.0)}, plain)
+    assert agreeing["dino"]["mean"] == pytest.approx(0.2) and agreeing["dino"]["by_seed"] == pytest.approx([0.1, 0.3])
+    assert shown(agreeing["dino"]) == 1
+    torn = paired({0: rows(0.4), 1: rows(-0.1)}, plain)
+    assert torn["dino"]["low"] > 0 and shown(torn["dino"]) == 0
+    assert paired({5: rows(0.1)}, plain) == {}
+    alone = {**agreeing["dino"], "low": None, "high": None}
+    assert shown(alone) == 0
