@@ -99,11 +99,17 @@ class Page:
         )
 
 
-@contextmanager
-def chromium(profile: Path) -> Iterator[Page]:
-    """A page of a browser with an empty profile; AssertionError naming what to install where there is no browser."""
+def browser_program() -> str:
+    """The browser's program; AssertionError naming what to install where there is none."""
     program = next(filter(None, map(shutil.which, NAMES)), None)
     assert program, f"a browser is missing: install chromium (looked for {', '.join(NAMES)})"
+    return program
+
+
+@contextmanager
+def chromium(profile: Path) -> Iterator[Page]:
+    """A page of a browser with an empty profile; AssertionError where there is no browser."""
+    program = browser_program()
     commands, to_browser = os.pipe()
     from_browser, replies = os.pipe()
     ends = [fcntl.fcntl(end, fcntl.F_DUPFD_CLOEXEC, 10) for end in (commands, replies)]

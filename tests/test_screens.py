@@ -11,12 +11,13 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
-from chromium import NARROW, WIDE, Page, chromium
+from chromium import NARROW, WIDE, Page, browser_program, chromium
 from prefect_site import processes_with
 from tiny_profile import tiny_settings
 
@@ -81,11 +82,26 @@ def wait_for(condition: Any, seconds: float = 600) -> Any:
     return found
 
 
-def test_the_ui_from_its_first_start_to_its_death(tmp_path: Path) -> None:
+@pytest.fixture
+def opened(tmp_path: Path) -> Iterator[Callable[[], Ui]]:
+    """Starts `dreamcache ui` on one folder and port; none outlives the test, however it ends."""
+    started, port = list[Ui](), free_port()
+
+    def open_ui() -> Ui:
+        started.append(Ui(tmp_path / "server", port))
+        return started[-1]
+
+    yield open_ui
+    for ui in started:
+        if ui.process.poll() is None:
+            ui.end(signal.SIGKILL)
+
+
+def test_the_ui_from_its_first_start_to_its_death(tmp_path: Path, opened: Callable[[], Ui]) -> None:
+    assert browser_program()
     for folder in (ROOT / RUN, SHOTS):
         shutil.rmtree(folder, ignore_errors=True)
-    port = free_port()
-    ui = Ui(tmp_path / "server", port)
+    ui = opened()
     ui.start("dreamcache-pipeline/miniature", RUN)
     wait_for(lambda: ui.run_named(f"all of {RUN}")["state_type"] in ("COMPLETED", "FAILED", "CRASHED"))
     assert ui.run_named(f"all of {RUN}")["state_type"] == "COMPLETED", (
@@ -93,7 +109,7 @@ def test_the_ui_from_its_first_start_to_its_death(tmp_path: Path) -> None:
     ).read_text()
     assert ui.end(signal.SIGINT) == 0
 
-    ui = Ui(tmp_path / "server", port)  # it finds everything again
+    ui = opened()  # it finds everything again
     with chromium(tmp_path / "browser") as page:
         look(page, ui)
         assert {where for where in page.asked if where.startswith("http")} == {ui.address}
