@@ -238,7 +238,8 @@ def explained(shards: Sequence[PlannedShard]) -> list[str]:
     for shard in shards:
         causes = [reason.removeprefix(f"{shard.plan.name}: ") for reason in shard.reasons]
         if shard.fate == "follows":
-            causes = sorted({f"if {reason.split('.inputs.')[1].partition('/')[0]} change" for reason in causes})
+            stages = {reason.split(".inputs.")[1].partition("/")[0] for reason in causes}
+            causes = [f"if {' or '.join(stage for stage in STAGES if stage in stages)} change"]
         for cause in causes if shard.fate != "done" else ():
             groups.setdefault((shard.plan.spec.name, shard.fate, cause), []).append(shard.plan.index)
     lines = []

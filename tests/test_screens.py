@@ -29,6 +29,8 @@ SHOTS = ROOT / "build" / "screens"
 LOADED = (
     "document.readyState == 'complete' && [...document.images].every(image => image.complete && image.naturalWidth)"
 )
+# Prefect's page of an artifact that a flow made, not one of its tasks, asks for the task "" and is told that it errs.
+ASKS_FOR_NO_TASK = "status of 422 (Unprocessable Entity)"
 
 pytestmark = pytest.mark.screens
 
@@ -154,6 +156,7 @@ def look(page: Page, ui: Ui) -> None:
             page.settle()
             look_of = f"{name}-{'narrow-dark' if dark else 'wide-light'}"
             page.screenshot(SHOTS / f"{look_of}.png", whole=name == "report")
-            assert page.errors == [], look_of
+            own = path.startswith("/v2/artifacts/artifact/")
+            assert [said for said in page.errors if not (own and ASKS_FOR_NO_TASK in said)] == [], look_of
             if name == "report":
                 assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), "the report is too wide"
