@@ -24,9 +24,9 @@ SHOWN = ("dino", "clip_i", "clip_t")
 TEXT = (
     "In brackets: 95% intervals, bootstrapped over subjects. Differences are paired, the same prompts and seeds, "
     "against the default of their table, over the seeds of the training that both have. A finding is shown where its "
-    "interval excludes 0 and every such seed agrees; with one seed the intervals know nothing of the training's own "
-    "chance, and one comparison in twenty is shown by chance alone. The paper's scores are of its own models, data and "
-    "benchmark: what compares are orders and distances."
+    "interval excludes 0, of six subjects or more, and every such seed agrees; with one seed the intervals know "
+    "nothing of the training's own chance, and one comparison in twenty is shown by chance alone. The paper's scores "
+    "are of its own models, data and benchmark: what compares are orders and distances."
 )
 
 
@@ -104,7 +104,8 @@ def _text(content: Mapping[str, Any]) -> str:
         scores = ", ".join(f"{name} {cell}" for name, cell in _cells(content["no_adapters"]).items())
         parts.append(f"Without adapters: {scores}.")
     for table in content["tables"]:
-        header, *lines = (f"| {line} |" for line in aligned(table_rows(table), " | "))
+        rows = list(aligned(table_rows(table), " | "))
+        header, *lines = (f"| {line:{max(map(len, rows))}} |" for line in rows)
         rule = "".join("|" if c == "|" else "-" for c in header)
         found = [f"- {finding_text(one)}" for one in content["findings"] if one["table"] == table["name"]]
         parts += [f"## {table['title']}", table["note"], "\n".join([header, rule, *lines]), "\n".join(found)]

@@ -152,6 +152,8 @@ def ablate(
     if any(remaining.values()):
         print(f"To do: {sum(map(bool, remaining.values()))} of {len(rows)} rows", flush=True)
         run_flow("ablate", chosen.name, folder, changed, debug, only=only, repeats=repeats)
+    else:
+        print(f"All is up to date in {folder / 'ablations'}.")
     text = write_results(study)
     print(text.read_text(encoding="utf-8"))
     print(f"Rows: {text.with_name('rows.jsonl')}")

@@ -8,8 +8,8 @@ from dreamcache.dreambooth.findings import Difference, judge, paired, shown
 FINDING = Finding("layers", "more beat fewer", ("dino",), (("all", "some"), ("some", "one")))
 
 
-def rows(shift: float, wobble: float = 0.0) -> list[dict]:
-    """An evaluation of four subjects whose scores differ from the plain ones by `shift`, and by subject by `wobble`."""
+def rows(shift: float, wobble: float = 0.0, subjects: int = 8) -> list[dict]:
+    """An evaluation of subjects whose scores differ from the plain ones by `shift`, and by subject by `wobble`."""
     return [
         {
             "variant": "adapters", "case": f"s{subject}-0", "subject": f"s{subject}", "class": "cup", "live": False,
@@ -18,7 +18,7 @@ def rows(shift: float, wobble: float = 0.0) -> list[dict]:
             "references": 1, "benchmark": "tiny", "digests": "unknown", "protocol": "one-reference",
             "preprocessing": {"dino": "d", "clip": "c"}, "models": {"dino": "d", "clip": "c"},
         }
-        for subject in range(4)
+        for subject in range(subjects)
     ]  # fmt: skip
 
 
@@ -48,5 +48,11 @@ def test_seeds_that_disagree_show_nothing() -> None:
     torn = paired({0: rows(0.4), 1: rows(-0.1)}, plain)
     assert torn["dino"]["low"] > 0 and shown(torn["dino"]) == 0
     assert paired({5: rows(0.1)}, plain) == {}
-    alone = {**agreeing["dino"], "low": None, "high": None}
-    assert shown(alone) == 0
+
+
+def test_few_subjects_show_nothing() -> None:
+    changes = {
+        subjects: paired({0: rows(0.1, subjects=subjects)}, {0: rows(0.0, subjects=subjects)})["dino"]
+        for subjects in (1, 5, 6)
+    }
+    assert changes[5]["low"] > 0.09 and [shown(change) for change in changes.values()] == [0, 0, 1]

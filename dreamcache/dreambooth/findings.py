@@ -7,6 +7,9 @@ from typing import Any
 from dreamcache.ablations import Finding
 from dreamcache.dreambooth.summary import METRICS, Row, compare
 
+# Fewer subjects all differ the same way by chance in more than one of twenty comparisons: five in one of sixteen.
+MIN_SUBJECTS = 6
+
 # The rows of an evaluation, one variant, by the seed of the training; and by metric a paired difference of two such.
 Seeds = Mapping[int, Sequence[Row]]
 Difference = dict[str, dict[str, Any]]
@@ -44,9 +47,9 @@ def paired(first: Seeds, second: Seeds) -> Difference:
 def shown(difference: Mapping[str, Any]) -> int:
     """1 where a difference lies above 0 beyond its interval and with every seed, -1 where below, else 0.
 
-    Bounds count as they are read, with three digits; one subject alone has no interval and shows nothing.
+    Bounds count as they are read, with three digits. Fewer than six subjects show nothing.
     """
-    if difference["low"] is None:
+    if difference["groups"] < MIN_SUBJECTS:
         return 0
     if round(difference["low"], 3) > 0 and min(difference["by_seed"]) > 0:
         return 1
