@@ -48,7 +48,11 @@ class Table(NamedTuple):
     def close(self) -> list[Line]:
         """The baseline, and the lines whose published scores are close to its."""
         base = self.baseline
-        return [line for line in self.lines if line is base or (_near(line[3], base[3]) and _near(line[4], base[4]))]
+        return [
+            line
+            for line in self.lines
+            if line is base or (_near(line.clip_i, base.clip_i) and _near(line.clip_t, base.clip_t))
+        ]
 
 
 class Finding(NamedTuple):
