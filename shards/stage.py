@@ -58,6 +58,10 @@ class ShardPlan:
         """Stage and shard as people read them: "images/00003"."""
         return f"{self.spec.name}/{self.index:05d}"
 
+    def sibling(self, index: int) -> Path:
+        """The same stage's shard file number `index`."""
+        return self.spec.path(self.path.parents[1], index)
+
     @property
     def digest(self) -> str:
         """SHA-256 of the recipe, 64 hex digits."""
