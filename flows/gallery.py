@@ -19,7 +19,7 @@ CASES_A_ROW = 2
 SHOWN: dict[Variant, str] = {
     "no-adapters": "no adapters",
     "adapters": "adapters",
-    "wrong-reference": "adapters, another subject's reference",
+    "wrong-reference": "adapters, wrong reference",
 }
 
 
