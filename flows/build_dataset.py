@@ -77,7 +77,7 @@ def _built_here(dataset: Dataset) -> Iterator[range]:
         if dataset.config.shards is None or dataset.config.shards > dataset.config.shards_per_block:
             # The UI draws no graph of a run with more than 10,000 tasks, so each of several blocks is a run.
             name = f"shards {indices.start:05d} to {indices.stop - 1:05d}"
-            flow(_build_here, name="shards", flow_run_name=name, validate_parameters=False)(deduplicating, indices)
+            flow(name="shards", flow_run_name=name, validate_parameters=False)(_build_here)(deduplicating, indices)
         else:
             _build_here(deduplicating, indices)
         yield indices
