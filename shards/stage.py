@@ -103,8 +103,7 @@ class ShardPlan:
             raise ValueError(f"{self.name}: its input {', '.join(self.unfinished) or 'count'} is not finished")
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with files.locked_folder(self.path.parent):
-            for file in (self.path, rejects_path(self.path), marker_path(self.path)):
-                files.remove_leftovers(file)
+            files.remove_leftovers(self.path, rejects_path(self.path), marker_path(self.path))
             writer = ShardWriter(self, records_in, execution or {})
         try:
             yield writer
