@@ -170,11 +170,12 @@ def build_by_stages(run: Path, settings: dict[str, Any]) -> Figures:
     cheap_engines()
     started = time.perf_counter()
     dataset = Dataset(load_profile("miniature", settings).dataset, run)
+    deduplicating = Block(dataset)  # of all blocks, as in the flow
     for indices in dataset.blocks():
         block = Block(dataset, indices.start)
         for stage in STAGES:
             for index in indices:
-                block.make(stage, index, lambda done, total: None)
+                (deduplicating if stage == "dedup" else block).make(stage, index, lambda done, total: None)
     return Figures(time.perf_counter() - started, peak_memory())
 
 
