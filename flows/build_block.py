@@ -7,7 +7,6 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import nullcontext
-from pathlib import Path
 from typing import Any
 
 from prefect import flow, task
@@ -19,12 +18,13 @@ from datagen.dataset import Dataset
 from flows.artifacts import Progress
 from flows.lock import locked
 from flows.profiles import load_profile
+from flows.run_folder import run_folder
 from flows.server import end_with_worker
 from shards.markers import Marker
 
 log = logging.getLogger(__name__)
 # Prefect takes our loggers' lines on (PREFECT_LOGGING_EXTRA_LOGGERS), but leaves their level at the root's: warnings.
-for _name in ("flows", "datagen"):
+for _name in ("flows", "datagen", "shards"):
     logging.getLogger(_name).setLevel(logging.INFO)
 
 # The name of the failure that would come again on every worker.
@@ -39,15 +39,15 @@ def build_block(
 
     Args:
         profile: "miniature" or "full".
-        run: the run folder, under the path that it has on every machine.
+        run: the run folder, under the path that it has on every machine, or its URL on an object store.
         settings: dotted settings that differ from the profile's.
         first: the number of the block's first shard.
         last: the number of its last shard.
         stages: the stages to make, in their order.
     """
     end_with_worker()  # a block that outlived its worker would share the GPU with that worker's successor
-    folder = Path(run)
     try:
+        folder = run_folder(run)
         if not (folder / "config.json").is_file():
             raise FileNotFoundError(
                 f"there is no run folder {folder} here: the machines of all workers have to share it"
@@ -111,6 +111,7 @@ def build_shard(stage: str, index: int, work: StageWork) -> State[Any] | None:
 def _build_stage(block: Block, stage: str, indices: range) -> None:
     """A stage of a block, shard by shard, with progress over the records that are still to be done."""
     dataset, started = block.dataset, time.monotonic()
+    dataset.look_again()
     waiting = [plan for index in indices if (plan := dataset.plan(stage, index)).state() != "done"]
     for line in (line for plan in waiting for line in plan.changes() if line.endswith("torn or altered")):
         log.warning("%s; making it again", line)

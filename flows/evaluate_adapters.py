@@ -18,6 +18,7 @@ from flows.evaluation_plans import COMPARED, TRAINED, adapters_folder, benchmark
 from flows.lock import locked
 from flows.plans import check_inputs, evaluation_step
 from flows.profiles import DrawnBenchmark, Profile, load_profile, record_configuration
+from flows.run_folder import local_folder
 from flows.server import end_with_worker
 from shards.processes import end_with_parent
 from shards.triplets import TripletShards, triplet_paths
@@ -37,7 +38,7 @@ def evaluate_adapters(
         settings: dotted settings that differ from the profile's, such as {"evaluation.images_per_prompt": 2}.
     """
     end_with_worker()
-    chosen, folder = load_profile(profile, settings or {}), Path(run)
+    chosen, folder = load_profile(profile, settings or {}), local_folder(run)
     with locked(folder):
         check_inputs("evaluate-adapters", chosen, folder)
         record_configuration(folder, chosen)

@@ -12,6 +12,7 @@ from flows.evaluation import make_evaluation
 from flows.evaluation_plans import calibration, given_evaluation, scored_step
 from flows.lock import locked
 from flows.profiles import DrawnBenchmark, load_profile
+from flows.run_folder import local_folder
 from flows.server import end_with_worker
 
 
@@ -33,7 +34,7 @@ def evaluate_images(
         name: what the results are called, by default as the folder; they lie in RUN/evaluation-of-NAME.
     """
     end_with_worker()
-    chosen, folder = load_profile(profile, settings or {}), Path(run)
+    chosen, folder = load_profile(profile, settings or {}), local_folder(run)
     with locked(folder):
         if isinstance(chosen.benchmark, DrawnBenchmark):
             draw_benchmark(chosen.benchmark, folder)

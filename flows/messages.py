@@ -30,11 +30,11 @@ def quiet_models(debug: bool) -> None:
 def quiet_libraries(debug: bool) -> None:
     """Our own log lines on standard output; of the libraries, errors alone, or with --debug everything."""
     quiet_models(debug)
-    os.environ.setdefault("PREFECT_LOGGING_EXTRA_LOGGERS", "flows,datagen")  # so that the UI shows our lines too
+    os.environ.setdefault("PREFECT_LOGGING_EXTRA_LOGGERS", "flows,datagen,shards")  # so that the UI shows our lines too
     os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "DEBUG" if debug else "CRITICAL")
     import prefect.main  # noqa: F401  (sets up logging once; our handler is added to what it sets)
 
-    for name in ("flows", "datagen"):
+    for name in ("flows", "datagen", "shards"):
         logger = logging.getLogger(name)
         logger.setLevel(logging.INFO)
         logger.addHandler(_HANDLER)  # once, though a repair runs several flows in one process

@@ -17,6 +17,7 @@ from flows.evaluate_adapters import evaluate_adapters
 from flows.plans import report_is_current
 from flows.profiles import Profile, load_profile
 from flows.report import write_report
+from flows.run_folder import local_folder
 from flows.server import end_with_worker
 from flows.train_adapters import train_adapters
 from flows.ui import report_address
@@ -34,11 +35,12 @@ def dreamcache_pipeline(
         settings: dotted settings that differ from the profile's, such as {"images.guidance_scale": 5.0}.
     """
     end_with_worker()
+    folder = local_folder(run)
     build_dataset(profile=profile, run=run, settings=settings)
     train_adapters(profile=profile, run=run, settings=settings)
     evaluate_adapters(profile=profile, run=run, settings=settings)
-    report(load_profile(profile, settings or {}), Path(run))
-    return str(Path(run) / "report.html")
+    report(load_profile(profile, settings or {}), folder)
+    return str(folder / "report.html")
 
 
 @task(task_run_name="report", cache_policy=NO_CACHE)
