@@ -73,6 +73,7 @@ def retry_may_help(error: Exception) -> bool:
 
 def build_stages(block: Block, indices: range, stages: Sequence[str]) -> None:
     """Make stages of a block of shards, stage by stage; ValueError where one lets no record through."""
+    block.dataset.look_again()
     for stage in stages:
         _build_stage(block, stage, indices)
         block.dataset.check_survivors(stage, indices)
@@ -111,7 +112,6 @@ def build_shard(stage: str, index: int, work: StageWork) -> State[Any] | None:
 def _build_stage(block: Block, stage: str, indices: range) -> None:
     """A stage of a block, shard by shard, with progress over the records that are still to be done."""
     dataset, started = block.dataset, time.monotonic()
-    dataset.look_again()
     waiting = [plan for index in indices if (plan := dataset.plan(stage, index)).state() != "done"]
     for line in (line for plan in waiting for line in plan.changes() if line.endswith("torn or altered")):
         log.warning("%s; making it again", line)

@@ -49,7 +49,8 @@ def build_dataset(
         send(folder, "config.json")
         build(chosen.dataset, folder, Workers.of(chosen, folder))
         if describe(folder, chosen):
-            log.info("dataset: described in %s", folder / "triplets" / "README.md")
+            card = folder / "triplets" / "README.md"
+            log.info("dataset: described in %s", url_of(card) or card)
         send(folder, "triplets")
     return url_of(folder / "triplets") or str(folder / "triplets")
 

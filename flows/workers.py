@@ -195,6 +195,7 @@ class _Dispatch:
             if state is not None and not state.is_final():
                 continue
             del self.under_way[number]
+            self.dataset.look_again()
             if self._is_made(done):
                 yield from self._advance(done)
             else:
@@ -209,7 +210,6 @@ class _Dispatch:
 
     def _is_made(self, wanted: _BlockRun) -> bool:
         """By the markers, whatever Prefect says of the run."""
-        self.dataset.look_again()
         return all(
             self.dataset.plan(stage, index).state() == "done" for stage in wanted.stages for index in wanted.block
         )

@@ -59,7 +59,7 @@ class Objects:
             raise ValueError(f"{url}: {error}") from None
         self._root = root.rstrip("/")
 
-    def list(self, below: str = "") -> dict[str, Listed]:
+    def listing(self, below: str = "") -> dict[str, Listed]:
         """All objects, or those of which the names begin with the folder `below`."""
         place = f"{self._root}/{below}".rstrip("/")
         found = self._ask(lambda: self._system.find(place, detail=True))
@@ -80,7 +80,7 @@ class Objects:
         found: dict[str, bytes] = {}
         for start in range(0, len(names), AT_ONCE):
             places = {self._at(name): name for name in names[start : start + AT_ONCE]}
-            answers = self._ask(lambda places=places: self._read(list(places)))  # type: ignore[misc]
+            answers = self._ask(lambda places=places: self._read([*places]))  # type: ignore[misc]
             found |= {places[place]: content for place, content in answers.items()}
         return found
 
@@ -195,9 +195,7 @@ class Objects:
 
 def _listed(info: Mapping[str, Any]) -> Listed:
     changed, etag = info.get("LastModified"), info.get("ETag")
-    return Listed(
-        info["size"], etag and etag.strip('"'), changed.timestamp() if hasattr(changed, "timestamp") else None
-    )
+    return Listed(info["size"], etag and etag.strip('"'), changed and changed.timestamp())
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:
@@ -223,6 +221,7 @@ def _passing(error: Exception) -> str | None:
     """What is wrong, in a few words, if it may pass by itself; else None."""
     status, code = _response(error)
     if status:
-        return f"{status} {code}" if status >= 500 or status in PASSING_STATUS or code in THROTTLED else None
+        passing = status >= 500 or status in PASSING_STATUS or code in THROTTLED
+        return f"{status} {code if code != str(status) else ''}".strip() if passing else None
     found = next((one for one in _chain(error) if _names(one) & PASSING), None)
     return None if found is None else type(found).__name__

@@ -53,7 +53,7 @@ class Store:
         """
         # The lock is for other processes with this mirror: a marker of theirs may be newer than our listing.
         with files.locked_folder(self.mirror):
-            self.listed = self.objects.list()
+            self.listed = self.objects.listing()
             matches = {key: KEY.fullmatch(key) for key in self.listed}
             small, folders = [], {match["folder"] for match in matches.values() if match}
             for key, match in matches.items():
@@ -122,6 +122,7 @@ class Store:
             files.reached(f"{name} {point}")
         with files.locked_folder(self.mirror):
             standing = self._mark(shard, marker)
+            self.listed[self.key(marker_path(shard))] = Listed(len(standing.to_json()), None, None)
             files.reached(f"{name} published")
             for (temporary, path), point in zip(uploaded.items(), ("copying", "copied"), strict=True):
                 if standing == marker:
@@ -144,7 +145,7 @@ class Store:
             if there == content:
                 return marker
             if other is not None and other.digest == marker.digest:
-                self.listed |= self.objects.list(key.partition("/")[0])
+                self.listed |= self.objects.listing(key.partition("/")[0])
                 if all(self.sources(path, state_of(path, other)) for path in (shard, rejects_of(shard))):
                     return other
             if self.objects.create(key, content) if seen is None else self.objects.replace(key, content, seen):
@@ -177,9 +178,8 @@ class Store:
             fcntl.flock(file, fcntl.LOCK_EX)  # else it would be taken for a dead process's
             try:
                 for key in keys:
-                    if self.objects.download(key, temporary) and (
-                        state is None or sha256_of(temporary) == state.sha256
-                    ):
+                    there = self.objects.download(key, temporary)
+                    if there and (state is None or sha256_of(temporary) == state.sha256):
                         os.fsync(file.fileno())
                         if state is not None:  # then it need not be hashed again
                             os.utime(temporary, ns=(state.mtime_ns, state.mtime_ns))

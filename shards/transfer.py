@@ -98,12 +98,12 @@ def pull(run: Path, folder: Path, report: Callable[[int, int], None]) -> None:
     """
     store = store_of(run)
     assert store is not None
-    if folder.is_dir() and any(folder.iterdir()) and not (folder / "config.json").is_file():
+    there = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+    if there - {".lock"} and "config.json" not in there:
         raise ValueError(f"{folder} holds something else than a run: choose another folder")
     matches = {key: KEY.fullmatch(key) for key in store.listed}
-    shards = {
-        match["shard"]: match["file"] for match in matches.values() if match and match["kind"] in ("tar", "jsonl")
-    }
+    data = [match for match in matches.values() if match and match["kind"] in ("tar", "jsonl")]
+    shards = {match["shard"]: match["file"] for match in data}
     marked = [match["shard"] for match in matches.values() if match and match["kind"] == "done.json"]
     plain = [key for key, match in matches.items() if match is None and TEMPORARY not in key]
     plain.sort(key=lambda key: ("/" in key, key.endswith(f"/{DONE}")))
@@ -125,9 +125,8 @@ def pull(run: Path, folder: Path, report: Callable[[int, int], None]) -> None:
             marker_path(folder / shard).unlink(missing_ok=True)
         for path in (shard, rejects_path(shard)):
             state = state_of(path, marker)
-            if not state.matches(folder / path) and not store.fetch(
-                store.sources(run / path, state), folder / path, state
-            ):
+            sources, place = store.sources(run / path, state), folder / path
+            if not state.matches(place) and not store.fetch(sources, place, state):
                 raise ValueError(f"{store.url}/{path} is damaged: run dreamcache verify {store.url} --repair")
         put_in_place(marker_path(folder / shard), content)
         report(done := done + 1, total)
