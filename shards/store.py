@@ -125,9 +125,10 @@ class Store:
             self.listed[self.key(marker_path(shard))] = Listed(len(standing.to_json()), None, None)
             files.reached(f"{name} published")
             for (temporary, path), point in zip(uploaded.items(), ("copying", "copied"), strict=True):
-                if standing == marker:
-                    self.objects.copy(temporary, self.key(path))  # where it is gone, another has finished this for us
-                    self.listed[self.key(path)] = Listed(state_of(path, marker).bytes, None, None)
+                # Also where another's marker stands that names the same bytes: its own may be gone.
+                if (state := state_of(path, standing)).sha256 == state_of(path, marker).sha256:
+                    self.objects.copy(temporary, self.key(path))
+                    self.listed[self.key(path)] = Listed(state.bytes, None, None)
                 files.reached(f"{name} {point}")
             for temporary, point in zip(uploaded, ("clearing", "cleared"), strict=True):
                 self.objects.remove(temporary)
@@ -146,7 +147,10 @@ class Store:
                 return marker
             if other is not None and other.digest == marker.digest:
                 self.listed |= self.objects.listing(key.partition("/")[0])
-                if all(self.sources(path, state_of(path, other)) for path in (shard, rejects_of(shard))):
+                states = [(path, state_of(path, other)) for path in (shard, rejects_of(shard))]
+                if all(
+                    state.sha256 == state_of(path, marker).sha256 or self.sources(path, state) for path, state in states
+                ):
                     return other
             if self.objects.create(key, content) if seen is None else self.objects.replace(key, content, seen):
                 return marker

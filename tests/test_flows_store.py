@@ -2,11 +2,12 @@
 
 import shutil
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from multiprocessing import get_context
 from pathlib import Path
 
 import pytest
+from kill_points import in_a_child
 from object_store import ObjectStore, object_store, open_anew
 from prefect_site import bytes_of
 from tiny_datagen import build_alone
@@ -153,13 +154,14 @@ def test_training_reads_the_triplets_and_leaves_its_adapters_there(
 def test_two_machines_at_once_make_the_same_bytes(
     server: ObjectStore, expected: dict[str, bytes], settings: dict[str, object], machine: Path
 ) -> None:
-    url, processes = "s3://bucket/runs/twice", get_context("fork")
-    both = [processes.Process(target=build_there, args=(url, machine / str(n), settings)) for n in range(2)]
-    for process in both:
-        process.start()
-    for process in both:
-        process.join(120)
-    assert [process.exitcode for process in both] == [0, 0]
+    url = "s3://bucket/runs/twice"
+
+    def build(number: int) -> int:
+        cache = machine / str(number)
+        return in_a_child(lambda: build_there(url, cache, settings), machine / f"{number}.log")
+
+    with ThreadPoolExecutor(2) as threads:
+        assert list(threads.map(build, range(2))) == [0, 0]
     run = open_anew(url, machine / "third")
     assert shards_of(server, "runs/twice") == expected
     assert Dataset(load_profile("miniature", settings).dataset, run).remaining() == []
