@@ -105,7 +105,7 @@ class Objects:
         for the other's, since it compares their digest with the marker's.
         """
         if self._is_s3:
-            return self._put_if(name, content, IfMatch=seen.etag)
+            return self._put_if(name, content, IfMatch=f'"{seen.etag}"')
         self.remove(name)
         return self.create(name, content)
 

@@ -15,12 +15,14 @@ from moto.server import ThreadedMotoServer
 from shards import store
 from shards.processes import free_port
 
+STATUS = {"away": "503 Service Unavailable", "lost": "503 Service Unavailable", "forbidden": "403 Forbidden"}
+
 
 class ObjectStore:
     """A server of objects; `requests` are its answered ones, "GET some/key".
 
     `fault(method, key)` says of a request what goes wrong with it: "away" (503, and nothing is done), "lost" (it is
-    done, and 503), "heedless" (its conditions are not looked at), or None.
+    done, and 503), "forbidden" (403), "heedless" (it may put over what is there), or None.
     """
 
     def __init__(self) -> None:
@@ -44,14 +46,14 @@ class ObjectStore:
             fault = self.fault(method, key)
             if fault == "heedless":
                 environment.pop("HTTP_IF_NONE_MATCH", None)
-            if fault != "away":
+            if fault not in ("away", "forbidden"):
                 self.requests.append(f"{method} {key}")
                 statuses: list[Any] = []
                 body = b"".join(self._app(environment, lambda *answer: statuses.append(answer)))
             else:
                 environment["wsgi.input"].read(int(environment.get("CONTENT_LENGTH") or 0))
-            if fault in ("away", "lost"):
-                start("503 Service Unavailable", [("Content-Length", "0")])
+            if fault in STATUS:
+                start(STATUS[fault], [("Content-Length", "0")])
                 return [b""]
             start(*statuses[0])
             return [body]
