@@ -16,10 +16,10 @@ from flows.lock import locked
 from flows.plans import check_inputs, check_models
 from flows.profiles import DrawnBenchmark, load_profile, record_configuration
 from flows.report import write_report
-from flows.run_folder import local_folder
 from flows.server import end_with_worker
 from flows.train_adapters import train
 from flows.verify import recorded_profile
+from shards.run_folder import local_folder
 
 log = logging.getLogger(__name__)
 

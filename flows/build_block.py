@@ -18,9 +18,9 @@ from datagen.dataset import Dataset
 from flows.artifacts import Progress
 from flows.lock import locked
 from flows.profiles import load_profile
-from flows.run_folder import run_folder
 from flows.server import end_with_worker
 from shards.markers import Marker
+from shards.run_folder import run_folder
 
 log = logging.getLogger(__name__)
 # Prefect takes our loggers' lines on (PREFECT_LOGGING_EXTRA_LOGGERS), but leaves their level at the root's: warnings.

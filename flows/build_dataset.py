@@ -17,10 +17,10 @@ from flows.build_block import build_stages
 from flows.describe import describe
 from flows.lock import locked
 from flows.profiles import load_profile, record_configuration
-from flows.run_folder import run_folder
 from flows.server import end_with_worker
 from flows.workers import AFTER, BEFORE, DEDUP, Workers, built_on_workers
 from shards.markers import read_marker
+from shards.run_folder import run_folder
 from shards.store import bring, url_of
 from shards.transfer import send
 from shards.triplets import TripletShards

@@ -31,7 +31,7 @@ from flows.messages import quiet_models
 from flows.picture_commands import PICTURE_COMMANDS
 from flows.profiles import Profile, changed_settings
 from flows.run_commands import RUN_COMMANDS
-from flows.run_folder import as_url, needs_a_folder
+from shards.run_folder import as_url, needs_a_folder
 from shards.store import url_of
 
 app = typer.Typer(

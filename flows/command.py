@@ -15,8 +15,8 @@ import typer
 
 from flows.messages import quiet_libraries
 from flows.profiles import Profile, load_profile
-from flows.run_folder import local_folder, run_folder
 from flows.settings import parse_settings
+from shards.run_folder import local_folder, run_folder
 from shards.store import url_of
 
 ProfileOption = Annotated[str, typer.Option("--profile", "-p", help="miniature (CPU, ships here) or full (GPU)")]

@@ -10,7 +10,7 @@ import typer
 
 from flows.command import JsonOption, configuration, existing_run, fail, json_apart, print_json
 from flows.progress import Progress
-from flows.run_folder import as_url
+from shards.run_folder import as_url
 
 RunOption = Annotated[Path, typer.Option("--run", "-r", help="the run folder to write")]
 Sources = Annotated[list[Path], typer.Argument(help="folders or uncompressed tars")]

@@ -18,9 +18,9 @@ from flows.evaluation_plans import COMPARED, TRAINED, adapters_folder, benchmark
 from flows.lock import locked
 from flows.plans import check_inputs, evaluation_step
 from flows.profiles import DrawnBenchmark, Profile, load_profile, record_configuration
-from flows.run_folder import local_folder
 from flows.server import end_with_worker
 from shards.processes import end_with_parent
+from shards.run_folder import local_folder
 from shards.triplets import TripletShards, triplet_paths
 
 log = logging.getLogger(__name__)

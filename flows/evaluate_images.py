@@ -12,8 +12,8 @@ from flows.evaluation import make_evaluation
 from flows.evaluation_plans import calibration, given_evaluation, scored_step
 from flows.lock import locked
 from flows.profiles import DrawnBenchmark, load_profile
-from flows.run_folder import local_folder
 from flows.server import end_with_worker
+from shards.run_folder import local_folder
 
 
 @flow(name="evaluate-images", flow_run_name="scores in {run}")

@@ -17,10 +17,10 @@ from flows.evaluate_adapters import evaluate_adapters
 from flows.plans import report_is_current
 from flows.profiles import Profile, load_profile
 from flows.report import write_report
-from flows.run_folder import local_folder
 from flows.server import end_with_worker
 from flows.train_adapters import train_adapters
 from flows.ui import report_address
+from shards.run_folder import local_folder
 
 
 @flow(name="dreamcache-pipeline", flow_run_name="all of {run}")

@@ -19,8 +19,8 @@ from flows.artifacts import Progress, chart_artifact, pictures_artifact, table_a
 from flows.lock import locked
 from flows.plans import bring_for_training, check_inputs, training_step
 from flows.profiles import Profile, load_profile, record_configuration
-from flows.run_folder import run_folder
 from flows.server import end_with_worker
+from shards.run_folder import run_folder
 from shards.store import url_of
 from shards.transfer import send
 from shards.triplets import triplet_paths

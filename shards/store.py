@@ -127,7 +127,9 @@ class Store:
             for (temporary, path), point in zip(uploaded.items(), ("copying", "copied"), strict=True):
                 # Also where another's marker stands that names the same bytes: its own may be gone.
                 if (state := state_of(path, standing)).sha256 == state_of(path, marker).sha256:
-                    self.objects.copy(temporary, self.key(path))
+                    if not self.objects.copy(temporary, self.key(path)):
+                        # Another process has finished it, and who knows what came there since.
+                        self.objects.upload(written[path], self.key(path))
                     self.listed[self.key(path)] = Listed(state.bytes, None, None)
                 files.reached(f"{name} {point}")
             for temporary, point in zip(uploaded, ("clearing", "cleared"), strict=True):

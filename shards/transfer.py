@@ -15,7 +15,7 @@ DONE = "done.json"
 
 
 def send(run: Path, *names: str) -> None:
-    """Put plain files of a run's mirror, or all in its folders, into the store; for a local run folder do nothing.
+    """Put plain files of a run's mirror, or all in its finished folders, into the store; for a local run do nothing.
 
     What vouches for a folder, `done.json`, goes first and comes last. Shards, their markers and what lies in folders
     beside them are no plain files.
@@ -26,9 +26,10 @@ def send(run: Path, *names: str) -> None:
         if (run / name).is_file():
             _send_file(store, run / name)
             continue
+        if is_sent(run, name):
+            continue
+        store.objects.remove(store.key(run / name / DONE))
         found = [path for path in _plain_files(store, run / name) if not store.is_same(path)]
-        if found and (run / name / DONE) in found:
-            store.objects.remove(store.key(run / name / DONE))
         for path in sorted(found, key=lambda path: path == run / name / DONE):
             _send_file(store, path)
 
