@@ -41,7 +41,7 @@ screens: $(INSTALLED)
 
 # A dataset built by two and by four Prefect workers, with a worker and the planning process killed: minutes.
 workers: $(INSTALLED)
-	$(BIN)/python -m pytest -m workers tests/test_flows_workers.py
+	$(BIN)/python -m pytest -m workers tests/test_flows_workers.py tests/test_flows_store_workers.py
 
 # A dataset killed at every named point of every stage, then at 25 random moments on Prefect workers: at most half an hour
 # on two cores (DREAMCACHE_CHAOS_MINUTES). Tables of the kills: build/chaos.

@@ -12,6 +12,7 @@ from datagen import assemble, captions, dedup, gates, images, masks
 from datagen.dataset import Dataset
 from shards import memory
 from shards.markers import Marker
+from shards.store import bring
 
 log = logging.getLogger(__name__)
 
@@ -39,6 +40,7 @@ class Block:
         if plan.state() == "done":
             return None
         config, seed = self.dataset.config, self.dataset.config.seed
+        plan.bring_inputs()
         engine = self._engine_of(stage)
         try:
             match stage:
@@ -47,6 +49,7 @@ class Block:
                     marker = captions.run(plan, config.captions, taxonomy, seed, count, engine, report)
                 case "dedup":
                     asked_for = config.captions_per_shard * (index + 1)
+                    bring([plan.sibling(number) for number in range(engine.next_shard, index)])
                     marker = dedup.run(plan, config.dedup, engine, asked_for)
                 case "images":
                     marker = images.run(plan, config.images, engine, report)

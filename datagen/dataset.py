@@ -23,6 +23,7 @@ from datagen.masks import MASKS_VERSION, MasksConfig
 from datagen.taxonomy import Taxonomy, load_taxonomy
 from shards.markers import MARKER_SUFFIX, Marker, marker_path, read_marker
 from shards.stage import ShardPlan, StageSpec, plan_shard
+from shards.store import look_again, remove
 from shards.triplets import TRIPLETS_VERSION
 
 STAGES = ("captions", "dedup", "images", "masks", "gates", "triplets")
@@ -128,6 +129,11 @@ class Dataset:
         if stage == "dedup":
             del self._chain[index + 1 :]
 
+    def look_again(self) -> None:
+        """Take note of what others have made meanwhile, where the run folder is on an object store."""
+        if look_again(self.run):
+            self._chain.clear()
+
     def planned(self, indices: Iterable[int]) -> list[PlannedShard]:
         """The fate of the shards of all stages, in the order in which they would be made."""
         shards: dict[tuple[str, int], PlannedShard] = {}
@@ -207,7 +213,7 @@ class Dataset:
     def leave_out_surplus(self, size: int) -> None:
         """Unmark the triplet shards beyond the dataset's size; growing again makes them from what lies there."""
         for shard in self.surplus(size):
-            marker_path(shard.plan.path).unlink()
+            remove(marker_path(shard.plan.path))
 
     def markers(self, stage: str, indices: Sequence[int]) -> list[Marker]:
         """The markers of a stage's finished shards."""

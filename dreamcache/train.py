@@ -21,6 +21,7 @@ from dreamcache.configs import TrainingConfig
 from dreamcache.processes import process_rank
 from dreamcache.training import train_adapters
 from shards.processes import end_with_parent
+from shards.run_folder import local_folder
 from shards.triplets import triplet_paths
 
 EVERY = 10.0  # seconds between lines of the encoding
@@ -41,7 +42,7 @@ def main(arguments: list[str]) -> int:
         # The others wait as long as process 0 validates, or as another still encodes its last shard.
         dist.init_process_group("nccl" if gpu else "gloo", timeout=datetime.timedelta(days=1))
     try:
-        config, location = _settings(given.run)
+        config, location = _settings(local_folder(given.run))
         backbone = load_backbone(location, f"cuda:{local_rank}" if gpu else "cpu", getattr(torch, config.dtype))
         paths, folder = triplet_paths(given.run), given.run / "training"
         report = PrintedProgress() if process_rank() == 0 else None

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-from pathlib import Path
 from typing import Any
 
 from prefect import flow
@@ -20,6 +19,7 @@ from flows.report import write_report
 from flows.server import end_with_worker
 from flows.train_adapters import train
 from flows.verify import recorded_profile
+from shards.run_folder import local_folder
 
 log = logging.getLogger(__name__)
 
@@ -44,7 +44,7 @@ def ablate_adapters(
         repeats: seeds that close rows, or those of `only`, are trained with.
     """
     end_with_worker()
-    chosen, folder = load_profile(profile, settings or {}), Path(run)
+    chosen, folder = load_profile(profile, settings or {}), local_folder(run)
     study, failed = Study(chosen, folder), dict[str, Exception]()
     rows = study.rows(only or (), repeats)
     with locked(folder):

@@ -7,7 +7,6 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import nullcontext
-from pathlib import Path
 from typing import Any
 
 from prefect import flow, task
@@ -21,6 +20,7 @@ from flows.lock import locked
 from flows.profiles import load_profile
 from flows.server import end_with_worker
 from shards.markers import Marker
+from shards.run_folder import run_folder
 
 log = logging.getLogger(__name__)
 
@@ -36,15 +36,15 @@ def build_block(
 
     Args:
         profile: "miniature" or "full".
-        run: the run folder, under the path that it has on every machine.
+        run: the run folder, under the path that it has on every machine, or its URL on an object store.
         settings: dotted settings that differ from the profile's.
         first: the number of the block's first shard.
         last: the number of its last shard.
         stages: the stages to make, in their order.
     """
     end_with_worker()  # a block that outlived its worker would share the GPU with that worker's successor
-    folder = Path(run)
     try:
+        folder = run_folder(run)
         if not (folder / "config.json").is_file():
             raise FileNotFoundError(
                 f"there is no run folder {folder} here: the machines of all workers have to share it"
@@ -70,6 +70,7 @@ def retry_may_help(error: Exception) -> bool:
 
 def build_stages(block: Block, indices: range, stages: Sequence[str]) -> None:
     """Make stages of a block of shards, stage by stage; ValueError where one lets no record through."""
+    block.dataset.look_again()
     for stage in stages:
         _build_stage(block, stage, indices)
         block.dataset.check_survivors(stage, indices)

@@ -19,6 +19,10 @@ from flows.lock import locked
 from flows.profiles import load_profile, record_configuration
 from flows.server import end_with_worker
 from flows.workers import AFTER, BEFORE, DEDUP, Workers, built_on_workers
+from shards.markers import read_marker
+from shards.run_folder import run_folder
+from shards.store import bring, url_of
+from shards.transfer import send
 from shards.triplets import TripletShards
 
 log = logging.getLogger(__name__)
@@ -34,18 +38,21 @@ def build_dataset(
 
     Args:
         profile: "miniature" or "full".
-        run: the run folder.
+        run: the run folder, also on an object store: s3://BUCKET/RUN.
         settings: dotted settings that differ from the profile's, such as {"images.guidance_scale": 5.0};
             {"workers.deployment": "build-block/gpu"} has the blocks built by that deployment's workers.
     """
     end_with_worker()
-    chosen, folder = load_profile(profile, settings or {}), Path(run)
+    chosen, folder = load_profile(profile, settings or {}), run_folder(run)
     with locked(folder):
         record_configuration(folder, chosen)
+        send(folder, "config.json")
         build(chosen.dataset, folder, Workers.of(chosen, folder))
         if describe(folder, chosen):
-            log.info("dataset: described in %s", folder / "triplets" / "README.md")
-    return str(folder / "triplets")
+            card = folder / "triplets" / "README.md"
+            log.info("dataset: described in %s", url_of(card) or card)
+        send(folder, "triplets")
+    return url_of(folder / "triplets") or str(folder / "triplets")
 
 
 def build(config: DatasetConfig, run: Path, workers: Workers | None = None) -> list[Path]:
@@ -93,9 +100,13 @@ def _build_here(deduplicating: Block, indices: range) -> None:
 
 def _show_triplets(paths: list[Path]) -> None:
     """Targets above their masks, as the UI's picture of the dataset."""
-    triplets = TripletShards(paths)
-    places = [(shard, index) for shard, count in enumerate(triplets.counts) for index in range(count)]
+    counts = [0 if (marker := read_marker(path)) is None else marker.records_out for path in paths]
+    places = [(shard, index) for shard, count in enumerate(counts) for index in range(count)]
     count = min(SHOWN_TRIPLETS, len(places))
-    chosen = [triplets.read(*places[number * len(places) // count]) for number in range(count)]
+    shown = [places[number * len(places) // count] for number in range(count)]
+    shards = {shard: paths[shard] for shard, _ in shown}
+    bring([*shards.values()])
+    readers = {shard: TripletShards([path]) for shard, path in shards.items()}
+    chosen = [readers[shard].read(0, index) for shard, index in shown]
     pictures = [triplet.image for triplet in chosen] + [triplet.mask.convert("RGB") for triplet in chosen]
     pictures_artifact("triplets", "Targets and their masks", pictures, columns=max(len(chosen), 1))

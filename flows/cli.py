@@ -19,17 +19,20 @@ from flows.command import (
     RunOption,
     SetOption,
     configuration,
+    existing_run,
     fail,
     json_apart,
     or_one_line,
     print_json,
     run_flow,
 )
-from flows.dataset_commands import DATASET_COMMANDS
+from flows.dataset_commands import DATASET_COMMANDS, ON_STORES
 from flows.messages import quiet_models
 from flows.picture_commands import PICTURE_COMMANDS
 from flows.profiles import Profile, changed_settings
 from flows.run_commands import RUN_COMMANDS
+from shards.run_folder import as_url, needs_a_folder
+from shards.store import url_of
 
 app = typer.Typer(
     name="dreamcache",
@@ -58,7 +61,8 @@ def _add_flow_command(name: str, text: str, example: str) -> None:
             from shards.processes import end_with_parent as end
 
             end()
-        chosen, folder, changed = configuration(profile, run, settings)
+        stores = name in ("build-dataset", "train-adapters")
+        chosen, folder, changed = configuration(profile, run, settings, stores, writing=not dry_run)
         or_one_line(lambda: _plan_then_run(name, chosen, folder, changed, dry_run, debug), debug)
 
     command.__doc__ = f"{text}\n\nExample: dreamcache {name} {example}"
@@ -138,7 +142,7 @@ def estimate(
 
 @app.command()
 def verify(
-    run: Annotated[Path, typer.Argument(help="the run folder")],
+    run: Annotated[Path, typer.Argument(help="the run folder, or its URL on an object store")],
     repair: Annotated[bool, typer.Option("--repair", help="make again what is wrong, and nothing else")] = False,
     as_json: JsonOption = False,
     debug: DebugOption = False,
@@ -147,17 +151,16 @@ def verify(
 
     Example: dreamcache verify runs/demo --repair
     """
-    if not run.is_dir():
-        fail(f"there is no run folder {run}", 2)
+    folder = existing_run(run, writing=repair)
 
     def check() -> None:
         from flows.verify import verify_run
 
         def make_again(command: str, made: Profile) -> None:
-            run_flow(command, made.name, run, changed_settings(made), debug)
+            run_flow(command, made.name, folder, changed_settings(made), debug)
 
         with json_apart(as_json):
-            found = verify_run(run, make_again if repair else None)
+            found = verify_run(folder, make_again if repair else None)
         if as_json:
             print_json(found.content())
         if found.lines:
@@ -175,6 +178,11 @@ def _add_plain_command(name: str, action: Callable[..., None]) -> None:
     @functools.wraps(action)
     def command(*arguments: Any, debug: bool = False, **options: Any) -> None:
         quiet_models(debug)
+        if name not in ON_STORES:
+            for argument in (*arguments, *options.values()):
+                for place in argument if isinstance(argument, list) else [argument]:
+                    if isinstance(place, Path) and as_url(place):
+                        fail(f"{name}: {needs_a_folder(place)}", 2)
         if "debug" in signature.parameters:
             options["debug"] = debug
         or_one_line(lambda: action(*arguments, **options), debug)
@@ -195,7 +203,7 @@ def _plan_then_run(
 
     reasons = pending(name, profile, run)
     if not reasons:
-        print(f"All is up to date in {run}.")
+        print(f"All is up to date in {url_of(run) or run}.")
     elif dry_run:
         print("\n".join(reasons))
     else:

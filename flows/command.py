@@ -16,6 +16,8 @@ import typer
 from flows.messages import TOLD, quiet_libraries
 from flows.profiles import Profile, load_profile
 from flows.settings import parse_settings
+from shards.run_folder import local_folder, run_folder
+from shards.store import url_of
 
 ProfileOption = Annotated[str, typer.Option("--profile", "-p", help="miniature (CPU, ships here) or full (GPU)")]
 RunOption = Annotated[Path | None, typer.Option("--run", "-r", help="the run folder", show_default="runs/PROFILE")]
@@ -29,13 +31,34 @@ JsonOption = Annotated[
 ]
 
 
-def configuration(profile: str, run: Path | None, settings: list[str] | None) -> tuple[Profile, Path, dict[str, Any]]:
-    """The profile with its settings changed, and the run folder; wrong names end the program with code 2."""
+def configuration(
+    profile: str, run: Path | None, settings: list[str] | None, stores: bool = False, writing: bool = True
+) -> tuple[Profile, Path, dict[str, Any]]:
+    """The profile with its settings changed, and the run folder; wrong names end the program with code 2.
+
+    With `stores` the run may be on an object store, whose mirror is returned then.
+    """
     try:
         changed = parse_settings(settings or [])
-        return load_profile(profile, changed), run or Path("runs") / profile, changed
+        place, chosen = run or Path("runs") / profile, load_profile(profile, changed)
+        return chosen, run_folder(place, writing) if stores else local_folder(place), changed
     except ValueError as error:
         fail(error, 2)
+    except RuntimeError as error:  # a store that does not answer
+        fail(error, 1)
+
+
+def existing_run(run: Path, writing: bool = False) -> Path:
+    """A run folder that is there, or the mirror of one on an object store; else the program ends with code 2."""
+    try:
+        folder = run_folder(run, writing)
+    except ValueError as error:
+        fail(error, 2)
+    except RuntimeError as error:
+        fail(error, 1)
+    if not folder.is_dir() or (url_of(folder) and not (folder / "config.json").is_file()):
+        fail(f"there is no run folder {url_of(folder) or run}", 2)
+    return folder
 
 
 def run_flow(command: str, profile: str, run: Path, settings: dict[str, Any], debug: bool, **more: Any) -> None:
@@ -46,7 +69,7 @@ def run_flow(command: str, profile: str, run: Path, settings: dict[str, Any], de
 
     plans = command == "build-dataset" and bool(settings.get("workers.deployment"))  # and workers need the models
     with prefect_server(run / "prefect", meanwhile=lambda: _flows(torch=not plans)):
-        _flows(torch=not plans)[command](profile=profile, run=str(run), settings=settings, **more)
+        _flows(torch=not plans)[command](profile=profile, run=url_of(run) or str(run), settings=settings, **more)
     print(f"Done in {time.monotonic() - started:.0f} s.")
 
 

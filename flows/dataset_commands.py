@@ -8,8 +8,9 @@ from typing import Annotated, Literal
 
 import typer
 
-from flows.command import JsonOption, configuration, json_apart, print_json
+from flows.command import JsonOption, configuration, existing_run, fail, json_apart, print_json
 from flows.progress import Progress
+from shards.run_folder import as_url
 
 RunOption = Annotated[Path, typer.Option("--run", "-r", help="the run folder to write")]
 Sources = Annotated[list[Path], typer.Argument(help="folders or uncompressed tars")]
@@ -90,12 +91,12 @@ def export(
 
 
 def inspect(
-    place: Annotated[Path, typer.Argument(metavar="RUN|SHARD", help="a run folder or a shard of triplets")],
+    place: Annotated[Path, typer.Argument(metavar="RUN|URL|SHARD", help="a run or a shard of triplets")],
     out: Annotated[
         Path | None,
         typer.Option(
             help="the contact sheet to write: target, mask, reference, caption",
-            show_default="RUN/contact-sheet.jpg, or SHARD.jpg beside the shard",
+            show_default="RUN/contact-sheet.jpg, SHARD.jpg beside the shard, or ./contact-sheet.jpg of a URL",
         ),
     ] = None,
     count: Annotated[int, typer.Option(min=1, help="triplets shown, spread evenly")] = 12,
@@ -108,12 +109,17 @@ def inspect(
     from flows.inspect import statistics_lines, triplets_sheet
     from flows.plans import dataset_markers
     from shards.statistics import stage_accounts, triplet_statistics
+    from shards.store import bring
     from shards.triplets import triplet_paths
 
     shard = place.suffix == ".tar"
-    paths = [place] if shard else triplet_paths(place)
+    folder = place if shard else existing_run(place)
+    paths = [place] if shard else triplet_paths(folder)
+    bring(paths)
+    if as_url(place):
+        out = out or Path("contact-sheet.jpg")
     sheet = out or (place.with_name(f"{place.name}.jpg") if shard else place / "contact-sheet.jpg")
-    accounts = {} if shard else stage_accounts(dataset_markers(place, paths))
+    accounts = {} if shard else stage_accounts(dataset_markers(folder, paths))
     with json_apart(as_json):
         statistics = triplet_statistics(paths, Progress("read", "shards")) | {"stages": accounts}
         triplets_sheet(paths, count).save(sheet, quality=90)
@@ -122,6 +128,27 @@ def inspect(
     else:
         print("\n".join(statistics_lines(statistics)))
         print(f"Contact sheet: {sheet}")
+
+
+def pull(
+    url: Annotated[Path, typer.Argument(metavar="URL", help="a run on an object store")],
+    folder: Annotated[Path, typer.Argument(help="the run folder to write")],
+) -> None:
+    """Copy a run from an object store into a local folder, for the commands that need one; goes on where it stood.
+
+    Example: dreamcache pull s3://bucket/runs/big runs/big
+    """
+    from flows.lock import locked
+    from shards.transfer import pull as pull_run
+
+    if as_url(url) is None:
+        fail(f"{url} is no URL of a run on an object store, such as s3://bucket/runs/big", 2)
+    if as_url(folder) is not None:
+        fail(f"{as_url(folder)} is no local folder", 2)
+    run = existing_run(url)
+    with locked(folder):
+        pull_run(run, folder, Progress("pulled", "shards and files"))
+    print(f"{folder}: what {as_url(url)} holds")
 
 
 def _tell_accounts(run: Path) -> None:
@@ -139,4 +166,6 @@ DATASET_COMMANDS: tuple[tuple[str, Callable[..., None]], ...] = (
     ("merge", merge),
     ("export", export),
     ("inspect", inspect),
+    ("pull", pull),
 )
+ON_STORES = ("inspect", "pull")  # commands that take a run on an object store

@@ -12,6 +12,7 @@ from shards.card import dataset_card
 from shards.files import replace_file
 from shards.markers import Marker, checked_marker
 from shards.statistics import stage_accounts, triplet_statistics
+from shards.store import bring
 from shards.triplets import triplet_paths
 
 FILES = ("statistics.json", "index.json", "README.md")
@@ -27,6 +28,7 @@ def describe(run: Path, profile: Profile | None = None) -> bool:
     if not step.changes():
         return False
     paths = triplet_paths(run)
+    bring(paths)
     statistics = triplet_statistics(paths) | {"stages": stage_accounts(dataset_markers(run, paths))}
     shards = [{"name": path.name} | _entry(checked_marker(path)) for path in paths]
     index = {"triplets": statistics["triplets"], "shards": shards}

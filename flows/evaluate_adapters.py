@@ -20,6 +20,7 @@ from flows.plans import check_inputs, evaluation_step
 from flows.profiles import DrawnBenchmark, Profile, load_profile, record_configuration
 from flows.server import end_with_worker
 from shards.processes import end_with_parent
+from shards.run_folder import local_folder
 from shards.triplets import TripletShards, triplet_paths
 
 log = logging.getLogger(__name__)
@@ -37,7 +38,7 @@ def evaluate_adapters(
         settings: dotted settings that differ from the profile's, such as {"evaluation.images_per_prompt": 2}.
     """
     end_with_worker()
-    chosen, folder = load_profile(profile, settings or {}), Path(run)
+    chosen, folder = load_profile(profile, settings or {}), local_folder(run)
     with locked(folder):
         check_inputs("evaluate-adapters", chosen, folder)
         record_configuration(folder, chosen)

@@ -13,6 +13,7 @@ from flows.evaluation_plans import calibration, given_evaluation, scored_step
 from flows.lock import locked
 from flows.profiles import DrawnBenchmark, load_profile
 from flows.server import end_with_worker
+from shards.run_folder import local_folder
 
 
 @flow(name="evaluate-images", flow_run_name="scores in {run}")
@@ -33,7 +34,7 @@ def evaluate_images(
         name: what the results are called, by default as the folder; they lie in RUN/evaluation-of-NAME.
     """
     end_with_worker()
-    chosen, folder = load_profile(profile, settings or {}), Path(run)
+    chosen, folder = load_profile(profile, settings or {}), local_folder(run)
     with locked(folder):
         if isinstance(chosen.benchmark, DrawnBenchmark):
             draw_benchmark(chosen.benchmark, folder)

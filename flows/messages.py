@@ -16,7 +16,7 @@ class _Printed(logging.Handler):
 _HANDLER = _Printed()
 _HANDLER.setFormatter(logging.Formatter("%(asctime)s  %(message)s", "%H:%M:%S"))
 
-OURS = ("flows", "datagen")
+OURS = ("flows", "datagen", "shards")
 # Errors of these types say in their own words what is wrong; others are faults of the code, told by their traceback.
 TOLD = (OSError, RuntimeError, ValueError)
 
@@ -55,7 +55,7 @@ def quiet_models(debug: bool) -> None:
 def quiet_libraries(debug: bool) -> None:
     """Our own log lines on standard output; of the libraries, errors alone, or with --debug everything."""
     quiet_models(debug)
-    os.environ.setdefault("PREFECT_LOGGING_EXTRA_LOGGERS", "flows,datagen")  # so that the UI shows our lines too
+    os.environ.setdefault("PREFECT_LOGGING_EXTRA_LOGGERS", "flows,datagen,shards")  # so that the UI shows our lines too
     os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "DEBUG" if debug else "CRITICAL")
     import prefect.main  # noqa: F401  (sets up logging once; our handler is added to what it sets)
 

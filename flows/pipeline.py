@@ -20,6 +20,7 @@ from flows.report import write_report
 from flows.server import end_with_worker
 from flows.train_adapters import train_adapters
 from flows.ui import report_address
+from shards.run_folder import local_folder
 
 
 @flow(name="dreamcache-pipeline", flow_run_name="all of {run}")
@@ -34,11 +35,12 @@ def dreamcache_pipeline(
         settings: dotted settings that differ from the profile's, such as {"images.guidance_scale": 5.0}.
     """
     end_with_worker()
+    folder = local_folder(run)
     build_dataset(profile=profile, run=run, settings=settings)
     train_adapters(profile=profile, run=run, settings=settings)
     evaluate_adapters(profile=profile, run=run, settings=settings)
-    report(load_profile(profile, settings or {}), Path(run))
-    return str(Path(run) / "report.html")
+    report(load_profile(profile, settings or {}), folder)
+    return str(folder / "report.html")
 
 
 @task(task_run_name="report", cache_policy=NO_CACHE)

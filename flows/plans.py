@@ -24,6 +24,8 @@ from flows.evaluation_plans import (
 from flows.profiles import DrawnBenchmark, Profile, miniature_checkpoints
 from flows.steps import Step, recipe
 from shards.markers import Marker, checked_marker, read_marker
+from shards.store import bring, store_of, url_of
+from shards.transfer import bring_step, is_sent
 from shards.triplets import triplet_paths
 
 DESCRIPTION_VERSION = 1
@@ -47,6 +49,16 @@ def training_step(profile: Profile, run: Path) -> Step:
     inputs = {name: marker.shard.sha256 for name, marker in markers.items()}
     made_from = recipe(TRAINING_VERSION, settings, models, inputs)
     return Step("training", run / "training", made_from, extendable=frozenset({"steps"}))
+
+
+def bring_for_training(profile: Profile, run: Path) -> None:
+    """Where a run is on an object store: have its triplets here, and what was trained on them by this profile."""
+    if store_of(run) is not None:
+        with contextlib.suppress(FileNotFoundError):  # told by `check_inputs`
+            bring(triplet_paths(run))
+            step = training_step(profile, run)
+            if step.changes():
+                bring_step(step.folder, step.recipe)
 
 
 def _is_outdated(marker: Marker, run: Path) -> bool:
@@ -129,12 +141,16 @@ def pending(command: str, profile: Profile, run: Path) -> list[str]:
         lines += explained(Dataset(profile.dataset, run).remaining())
     undescribed = [] if lines or command not in ("run", "build-dataset") else description_step(run, profile).changes()
     if command in ("run", "train-adapters"):
+        bring_for_training(profile, run)
         lines += ["training: after the dataset"] if lines else training_step(profile, run).changes()
     if command in ("run", "evaluate-adapters"):
         untrained = bool(lines)
         for name in evaluations(profile):
             lines += [f"{name}: after the training"] if untrained else evaluation_changes(profile, run, name)
     lines += undescribed
+    folder = {"build-dataset": "triplets", "train-adapters": "training"}.get(command)
+    if not lines and folder is not None and not is_sent(run, folder):
+        lines.append(f"{folder}: to be copied to {url_of(run / folder)}")
     if command == "run" and (lines or not report_is_current(profile, run)):
         lines.append("report: after the evaluation" if lines else "report: to write")
     return lines

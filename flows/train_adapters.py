@@ -17,9 +17,12 @@ from prefect.states import Completed, State
 from flows import report_training
 from flows.artifacts import Progress, chart_artifact, pictures_artifact, table_artifact
 from flows.lock import locked
-from flows.plans import check_inputs, training_step
+from flows.plans import bring_for_training, check_inputs, training_step
 from flows.profiles import Profile, load_profile, record_configuration
 from flows.server import end_with_worker
+from shards.run_folder import run_folder
+from shards.store import url_of
+from shards.transfer import send
 from shards.triplets import triplet_paths
 
 log = logging.getLogger(__name__)
@@ -33,16 +36,19 @@ def train_adapters(
 
     Args:
         profile: "miniature" or "full".
-        run: the run folder; build-dataset must have finished there.
+        run: the run folder, also on an object store; build-dataset must have finished there.
         settings: dotted settings that differ from the profile's, such as {"training.steps": 400}.
     """
     end_with_worker()
-    chosen, folder = load_profile(profile, settings or {}), Path(run)
+    chosen, folder = load_profile(profile, settings or {}), run_folder(run)
     with locked(folder):
+        bring_for_training(chosen, folder)
         check_inputs("train-adapters", chosen, folder)
         record_configuration(folder, chosen)
         train(chosen, folder)
-    return str(folder / "training" / "adapters")
+        send(folder, "config.json", "training")
+    adapters = folder / "training" / "adapters"
+    return url_of(adapters) or str(adapters)
 
 
 @task(task_run_name="training", cache_policy=NO_CACHE)

@@ -18,6 +18,8 @@ from flows.progress import Progress
 from flows.steps import BEGUN, MARKER
 from shards.files import TEMPORARY, remove_leftovers
 from shards.markers import FileState
+from shards.store import remove, url_of
+from shards.transfer import copy_here
 from shards.verify import STRAY, Fault, damage, shard_faults
 
 STEPS = ("triplets", "training", "benchmark", "evaluation", "evaluation-compared")
@@ -66,7 +68,7 @@ class Verification:
         """What was found, as JSON values."""
         faults = [{"file": str(fault.path.relative_to(self.run)), "problem": fault.problem} for fault in self.faults]
         found = {"faults": faults, "outdated": self.outdated, "unchecked": self.unchecked}
-        return {"run": str(self.run), "right": not self.lines, **found}
+        return {"run": url_of(self.run) or str(self.run), "right": not self.lines, **found}
 
     def _dataset(self) -> Dataset | None:
         if self.profile is None:
@@ -126,7 +128,7 @@ class Verification:
             elif fault.problem == STRAY:
                 fault.path.unlink(missing_ok=True)
             elif fault.marker is not None:
-                fault.marker.unlink(missing_ok=True)
+                remove(fault.marker)
 
     def commands(self) -> list[str]:
         """The commands that make again what was withdrawn or is outdated, in their order."""
@@ -161,17 +163,20 @@ def verify_run(run: Path, make_again: Callable[[str, Profile], None] | None = No
     # What was mended may have come out otherwise than before: then training follows the dataset, evaluation training.
     for rounds_left in (3, 2, 1, 0) if make_again else (0,):
         with locked(run) if os.access(run, os.W_OK) else contextlib.nullcontext():
+            copy_here(run, Progress("brought", "files"))
             found = Verification(run, Progress("checked", "shards"))
             for line in (*found.lines, *(f"not checked: {text}" for text in found.unchecked)):
                 print(line, flush=True)
             if not found.lines:
-                print(f"{run}: every marker, checksum, count and key is right.")
+                print(f"{url_of(run) or run}: every marker, checksum, count and key is right.")
                 break
             if rounds_left:
                 found.withdraw()
         if rounds_left and make_again:
             if found.profile is None:
-                raise ValueError(f"{run} was imported or merged: give that command again to make what was withdrawn")
+                raise ValueError(
+                    f"{url_of(run) or run} was imported or merged: give that command again to make what was withdrawn"
+                )
             for command in found.commands():
                 make_again(command, found.profile)
             if (run / "report.html").is_file():

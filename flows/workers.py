@@ -26,6 +26,7 @@ from datagen.dataset import Dataset
 from flows.build_block import HOPELESS, build_stages
 from flows.heartbeats import HEARTBEAT_SECONDS, watch_for_dead_blocks
 from flows.profiles import Profile, WorkersConfig, changed_settings
+from shards.store import url_of
 
 log = logging.getLogger(__name__)
 
@@ -52,7 +53,7 @@ class Workers:
         if profile.workers.deployment is None:
             return None
         # The same folder has to be meant on every machine, whatever the working directory there.
-        folder = str(run.resolve())
+        folder = url_of(run) or str(run.resolve())
         parameters = {"profile": profile.name, "run": folder, "settings": changed_settings(profile)}
         return cls(profile.workers, parameters, f"run:{folder}")
 
@@ -194,6 +195,7 @@ class _Dispatch:
             if state is not None and not state.is_final():
                 continue
             del self.under_way[number]
+            self.dataset.look_again()
             if self._is_made(done):
                 yield from self._advance(done)
             else:

@@ -67,11 +67,19 @@ def rejects_path(shard: Path) -> Path:
 def read_marker(shard: Path) -> Marker | None:
     """The marker of a shard file, or None if there is none or it cannot be read: such a shard is not done."""
     try:
-        content = json.loads(marker_path(shard).read_bytes())
-        content["shard"] = FileState(**content["shard"])
-        content["rejects"] = FileState(**content["rejects"])
-        return Marker(**content)
-    except (FileNotFoundError, ValueError, KeyError, TypeError):
+        return parsed_marker(marker_path(shard).read_bytes())
+    except FileNotFoundError:
+        return None
+
+
+def parsed_marker(content: bytes) -> Marker | None:
+    """The marker that a marker's file content says, or None where it says none."""
+    try:
+        fields = json.loads(content)
+        fields["shard"] = FileState(**fields["shard"])
+        fields["rejects"] = FileState(**fields["rejects"])
+        return Marker(**fields)
+    except (ValueError, KeyError, TypeError):
         return None
 
 

@@ -18,6 +18,7 @@ from shards import files, memory
 from shards.files import HashingFile, add_member, checked_key, json_line
 from shards.markers import FileState, Marker, marker_path, read_marker, rejects_path
 from shards.recipes import recipe_changes
+from shards.store import is_there, is_whole, store_of
 
 State = Literal["done", "missing", "stale"]
 
@@ -84,9 +85,19 @@ class ShardPlan:
         if marker.digest != self.digest:
             lines += recipe_changes(self.spec.name, marker.recipe, self.recipe, self.unfinished)
         for file, expected in ((self.path, marker.shard), (rejects_path(self.path), marker.rejects)):
-            if not expected.matches(file):
-                lines.append(f"{self.name}: {file.name} is {'torn or altered' if file.exists() else 'gone'}")
+            if not is_whole(file, expected):
+                lines.append(f"{self.name}: {file.name} is {'torn or altered' if is_there(file) else 'gone'}")
         return lines
+
+    def bring_inputs(self) -> None:
+        """Have the inputs here, where the run is on an object store.
+
+        Raises as `Store.bring`, and RuntimeError where one is no longer that which the shard was planned with.
+        """
+        if (store := store_of(self.path)) is not None:
+            for path in self.inputs:
+                if store.bring(path).shard.sha256 != self.recipe["inputs"][store.key(path)]:
+                    raise RuntimeError(f"{self.name}: its input {store.key(path)} was made anew meanwhile: start again")
 
     @contextlib.contextmanager
     def writing(
@@ -177,36 +188,48 @@ class ShardWriter:
             other = read_marker(plan.path)
             if other is not None and not plan._differences(other):
                 self.marker = other
+            elif (store := store_of(plan.path)) is not None:
+                written = {plan.path: self._data.path, rejects_path(plan.path): self._rejects.path}
+                store.publish(plan.path, written, self._made(), self._keep)
             else:
-                self._publish()
+                self._keep(self._made())
 
-    def _publish(self) -> None:
+    def _made(self) -> Marker:
+        """The marker of what was written."""
+        rejected = self._rejected.total()
+        seconds = round(time.perf_counter() - self._started, 3)
+        return Marker(
+            digest=self.plan.digest,
+            recipe=self.plan.recipe,
+            records_in=self.records_in,
+            records_out=self.records_in - rejected,
+            rejected=dict(sorted(self._rejected.items())),
+            shard=_file_state(self._data),
+            rejects=_file_state(self._rejects),
+            execution={**self._execution, "seconds": seconds, **memory.peaks()},
+        )
+
+    def _keep(self, marker: Marker) -> None:
+        """Put the shard in its place with its marker; where that is of other bytes, from a store, just the marker."""
         plan, name = self.plan, self.plan.name
         # The old marker goes first: at no moment does a marker stand beside bytes that it does not describe.
         marker_path(plan.path).unlink(missing_ok=True)
         files.sync_folder(plan.path.parent)
         files.reached(f"{name} unmarked")
-        os.replace(self._rejects.path, rejects_path(plan.path))
-        os.replace(self._data.path, plan.path)
+        for place, written, state in (
+            (rejects_path(plan.path), self._rejects, marker.rejects),
+            (plan.path, self._data, marker.shard),
+        ):
+            if written.sha256 == state.sha256:
+                os.utime(written.path, ns=(state.mtime_ns, state.mtime_ns))
+                os.replace(written.path, place)
+            else:
+                place.unlink(missing_ok=True)
         files.sync_folder(plan.path.parent)
         files.reached(f"{name} renamed")
-        rejected = self._rejected.total()
-        self.marker = Marker(
-            digest=plan.digest,
-            recipe=plan.recipe,
-            records_in=self.records_in,
-            records_out=self.records_in - rejected,
-            rejected=dict(sorted(self._rejected.items())),
-            shard=_file_state(plan.path, self._data),
-            rejects=_file_state(rejects_path(plan.path), self._rejects),
-            execution={
-                **self._execution,
-                "seconds": round(time.perf_counter() - self._started, 3),
-                **memory.peaks(),
-            },
-        )
-        if not files.write_exclusively(marker_path(plan.path), self.marker.to_json()):
+        if not files.write_exclusively(marker_path(plan.path), marker.to_json()):
             raise RuntimeError(f"{name}: another process marked this shard while it was being replaced; start again")
+        self.marker = marker
         files.reached(f"{name} marked")
 
     def discard(self) -> None:
@@ -235,7 +258,7 @@ def plan_shard(
     for position, path in enumerate(inputs):
         name = path.relative_to(run).as_posix() if path.is_relative_to(run) else path.name
         marker = read_marker(path)
-        if marker is None or not marker.shard.matches(path):
+        if marker is None or not is_whole(path, marker.shard):
             unfinished.append(name)
         elif position == 0:
             records_in = marker.records_out
@@ -253,5 +276,5 @@ def plan_shard(
     return ShardPlan(spec.path(run, index), spec, index, tuple(inputs), recipe, records_in, tuple(unfinished))
 
 
-def _file_state(path: Path, written: HashingFile) -> FileState:
-    return FileState(written.size, written.sha256, path.stat().st_mtime_ns)
+def _file_state(written: HashingFile) -> FileState:
+    return FileState(written.size, written.sha256, written.path.stat().st_mtime_ns)

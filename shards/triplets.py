@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from shards.files import group_members
 from shards.markers import checked_marker, read_marker
 from shards.stage import StageSpec, plan_shard
+from shards.store import shard_files
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -140,7 +141,7 @@ def write_triplets(run: str | os.PathLike[str], index: int, triplets: Iterable[T
 
 def triplet_paths(run: str | os.PathLike[str]) -> list[Path]:
     """The finished triplet shards of a run folder, in order; raises FileNotFoundError if there is none."""
-    paths = [path for path in sorted(Path(run, "triplets").glob("*.tar")) if read_marker(path) is not None]
+    paths = [path for path in shard_files(Path(run, "triplets"), ".tar") if read_marker(path) is not None]
     if not paths:
         raise FileNotFoundError(f"{run} holds no finished triplet shard: run build-dataset for it first")
     return paths

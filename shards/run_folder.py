@@ -1,0 +1,36 @@
+"""Where a run lies: a folder here, or on an object store, whose mirror here is then worked in."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+
+def as_url(place: str | Path) -> str | None:
+    """The URL that is meant, also where it was taken for a path, which has one slash less; None for a path."""
+    found = re.fullmatch(r"([a-z][a-z0-9+.-]+):/+(.+)", str(place))
+    return None if found is None else f"{found[1]}://{found[2]}"
+
+
+def run_folder(run: str | Path, writing: bool = True) -> Path:
+    """The folder to work in: the path itself, or the mirror of a run on an object store as it is now.
+
+    Raises ValueError, in one line, for a store that is not there or not to be used.
+    """
+    if (url := as_url(run)) is None:
+        return Path(run)
+    from shards.store import open_store
+
+    return open_store(url, writing)
+
+
+def local_folder(run: str | Path) -> Path:
+    """The path itself; ValueError, naming the command that copies it here, for a run on an object store."""
+    if as_url(run) is None:
+        return Path(run)
+    raise ValueError(needs_a_folder(run))
+
+
+def needs_a_folder(run: str | Path) -> str:
+    """What to do about a run on an object store where only a local one will do."""
+    return f"a local run folder is needed here: dreamcache pull {as_url(run)} FOLDER copies it"

@@ -1,0 +1,137 @@
+"""Whole folders between a run on an object store and a disk: plain files there, all of it here."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from shards.files import TEMPORARY
+from shards.markers import MARKER_SUFFIX, marker_path, parsed_marker, rejects_path
+from shards.store import KEY, Store, put_in_place, state_of, store_of
+
+DONE = "done.json"
+
+
+def send(run: Path, *names: str) -> None:
+    """Put plain files of a run's mirror, or all in its finished folders, into the store; for a local run do nothing.
+
+    What vouches for a folder, `done.json`, goes first and comes last. Shards, their markers and what lies in folders
+    beside them are no plain files.
+    """
+    if (store := store_of(run)) is None:
+        return
+    for name in names:
+        if (run / name).is_file():
+            _send_file(store, run / name)
+            continue
+        if is_sent(run, name):
+            continue
+        store.objects.remove(store.key(run / name / DONE))
+        found = [path for path in _plain_files(store, run / name) if not store.is_same(path)]
+        for path in sorted(found, key=lambda path: path == run / name / DONE):
+            _send_file(store, path)
+
+
+def _send_file(store: Store, path: Path) -> None:
+    store.objects.upload(path, store.key(path))
+    if (listed := store.objects.state(store.key(path))) is not None:
+        store.listed[store.key(path)] = listed
+
+
+def _plain_files(store: Store, folder: Path) -> Iterator[Path]:
+    names = [name for name in store.listed if KEY.fullmatch(name)]
+    beside_shards = any(name.startswith(f"{store.key(folder)}/") for name in names)
+    for path in sorted(folder.glob("*") if beside_shards else folder.rglob("*")):
+        if path.is_file() and not KEY.fullmatch(store.key(path)) and TEMPORARY not in path.name:
+            yield path
+
+
+def is_sent(run: Path, name: str) -> bool:
+    """Whether a step's finished folder, by its `done.json`, is in the store too; True for a local run folder."""
+    store, done = store_of(run), run / name / DONE
+    if store is None or not done.is_file() or store.is_same(done):
+        return True
+    return store.objects.read(store.key(done)) == done.read_bytes()
+
+
+def bring_step(folder: Path, recipe: dict[str, Any]) -> None:
+    """Bring a step's folder of plain files here, if the store has it finished by this recipe."""
+    store = store_of(folder)
+    content = None if store is None else store.objects.read(store.key(folder / DONE))
+    if store is None or content is None or json.loads(content).get("recipe") != recipe:
+        return
+    keys = [key for key in store.listed if key.startswith(f"{store.key(folder)}/")]
+    for key in sorted(keys, key=lambda key: key.endswith(f"/{DONE}")):
+        if not store.is_same(store.mirror / key):
+            store.fetch([key], store.mirror / key)
+
+
+def copy_here(run: Path, report: Callable[[int, int], None]) -> None:
+    """Make the shards, and the files beside them, in a run's mirror what they are in the store, damage included."""
+    if (store := store_of(run)) is None:
+        return
+    store.look()
+    wanted: dict[Path, list[str]] = {}
+    for key in store.listed:
+        if (match := KEY.fullmatch(key)) and match["kind"] != "done.json":
+            path = store.mirror / match["file"]
+            marker = parsed_marker(_bytes_of(marker_path(path)))
+            keys = [] if marker is None else store.sources(path, state_of(path, marker))
+            if keys or match["file"] in store.listed:
+                wanted[path] = keys or [match["file"]]
+    for done, (path, keys) in enumerate(wanted.items(), start=1):
+        if keys[0] != store.key(path) or not store.is_same(path):
+            store.fetch(keys, path)
+        report(done, len(wanted))
+    for folder in {path.parent for path in run.glob("*/*") if KEY.fullmatch(store.key(path))}:
+        for path in folder.iterdir():
+            gone = path not in wanted and store.key(path) not in store.listed
+            if gone and path.is_file() and TEMPORARY not in path.name and path.suffix != ".log":
+                path.unlink()
+
+
+def pull(run: Path, folder: Path, report: Callable[[int, int], None]) -> None:
+    """Copy a run from its store into a local run folder, each shard before its marker; what is whole there stays.
+
+    Raises ValueError for a damaged object, and for a folder that holds something else than a run.
+    """
+    store = store_of(run)
+    assert store is not None
+    there = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+    if there - {".lock"} and "config.json" not in there:
+        raise ValueError(f"{folder} holds something else than a run: choose another folder")
+    matches = {key: KEY.fullmatch(key) for key in store.listed}
+    data = [match for match in matches.values() if match and match["kind"] in ("tar", "jsonl")]
+    shards = {match["shard"]: match["file"] for match in data}
+    marked = [match["shard"] for match in matches.values() if match and match["kind"] == "done.json"]
+    plain = [key for key, match in matches.items() if match is None and TEMPORARY not in key]
+    plain.sort(key=lambda key: ("/" in key, key.endswith(f"/{DONE}")))
+    for path in folder.glob(f"*/*{MARKER_SUFFIX}"):
+        if path.relative_to(folder).as_posix() not in store.listed:
+            path.unlink()
+    total, done = len(marked) + len(plain), 0
+    for key in plain:
+        if not store.is_same(folder / key, key):
+            store.fetch([key], folder / key)
+        report(done := done + 1, total)
+    for name in marked:
+        shard = Path(shards.get(name, f"{name}.jsonl"))
+        content = _bytes_of(marker_path(run / shard))
+        marker = parsed_marker(content)
+        if marker is None:
+            raise ValueError(f"{store.url}/{marker_path(shard)} is damaged: run dreamcache verify {store.url} --repair")
+        if _bytes_of(marker_path(folder / shard)) != content:
+            marker_path(folder / shard).unlink(missing_ok=True)
+        for path in (shard, rejects_path(shard)):
+            state = state_of(path, marker)
+            sources, place = store.sources(run / path, state), folder / path
+            if not state.matches(place) and not store.fetch(sources, place, state):
+                raise ValueError(f"{store.url}/{path} is damaged: run dreamcache verify {store.url} --repair")
+        put_in_place(marker_path(folder / shard), content)
+        report(done := done + 1, total)
+
+
+def _bytes_of(path: Path) -> bytes:
+    return path.read_bytes() if path.is_file() else b""
