@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 from pathlib import Path
-from typing import Any
 
 from prefect import flow
 
@@ -13,6 +12,7 @@ from flows.ablation_results import write_results
 from flows.ablations import AblationRow, Study
 from flows.evaluate_adapters import draw_benchmark, evaluate
 from flows.evaluation_plans import TRAINED
+from flows.forms import UNCHANGED, Settings
 from flows.lock import locked
 from flows.plans import check_inputs, check_models
 from flows.profiles import DrawnBenchmark, load_profile, record_configuration
@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 def ablate_adapters(
     profile: str = "miniature",
     run: str = "runs/miniature",
-    settings: dict[str, Any] | None = None,
+    settings: Settings = UNCHANGED,
     only: list[str] | None = None,
     repeats: int = 1,
 ) -> str:

@@ -73,8 +73,9 @@ def start_server(variables: dict[str, str]) -> ServerProcess:
 
 
 def deploy(variables: dict[str, str]) -> None:
-    """Make the work pool of block runs, and their deployment."""
-    for words in ("work-pool create dreamcache-gpu --type process", "--no-prompt deploy --name gpu"):
+    """Make the work pool of block runs, and their deployments."""
+    names = "--name build-block/gpu --name evaluate-block/gpu"
+    for words in ("work-pool create dreamcache-gpu --type process", f"--no-prompt deploy {names}"):
         command = [sys.executable, "-m", "prefect", *words.split()]
         done = subprocess.run(command, cwd=ROOT, env=variables, capture_output=True, text=True)
         assert done.returncode == 0, done.stdout + done.stderr
@@ -85,7 +86,7 @@ class Site:
 
     def __init__(self, folder: Path, environment: dict[str, str], settings: dict[str, object]) -> None:
         self.run, self.folder, self.environment = folder / "run", folder, environment
-        self.settings = settings | {"workers.deployment": "build-block/gpu"}
+        self.settings = settings | {"workers.deployment": "build-block/gpu", "workers.evaluation": "evaluate-block/gpu"}
         self.workers: list[ServerProcess] = []
         self.open = contextlib.ExitStack()
         self.plans = self._workers = 0
@@ -99,8 +100,8 @@ class Site:
             self.workers.append(worker)
         self._workers += count
 
-    def plan(self) -> "subprocess.Popen[str]":
-        arguments = ["build-dataset", "--run", str(self.run), *as_arguments(self.settings)]
+    def plan(self, command: str = "build-dataset") -> "subprocess.Popen[str]":
+        arguments = [command, "--run", str(self.run), *as_arguments(self.settings)]
         with (self.folder / f"plan-{self.plans}.log").open("w") as log:
             process = subprocess.Popen(
                 [sys.executable, "-c", PLANNING, *arguments],

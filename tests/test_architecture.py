@@ -80,7 +80,8 @@ def test_deployments_resolve() -> None:
         assert not unknown, f"{flow.name}/{deployment['name']}: no parameter {unknown}"
         names.add(f"{flow.name}/{deployment['name']}")
     flows = ("build-dataset", "train-adapters", "evaluate-adapters", "evaluate-images", "dreamcache-pipeline")
-    assert names == {f"{flow}/{profile}" for flow in flows for profile in ("miniature", "full")} | {"build-block/gpu"}
+    by_workers = {"build-block/gpu", "build-dataset/workers", "evaluate-block/gpu", "evaluate-adapters/workers"}
+    assert names == {f"{flow}/{profile}" for flow in flows for profile in ("miniature", "full")} | by_workers
 
 
 def test_files_stay_short() -> None:
