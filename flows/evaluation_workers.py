@@ -25,8 +25,10 @@ def make_on_workers(profile: Profile, run: Path) -> None:
     The caller, a flow, has drawn the benchmark. Raises what `made_on_workers` does.
     """
     workers = Workers.of(profile, run, profile.workers.evaluation)
+    if workers is None:
+        return
     outdated = [name for name in evaluations(profile) if evaluation_step(profile, run, name).changes()]
-    if workers is None or not outdated:
+    if not outdated:
         return
     if COMPARED in outdated:
         held_out_file(run).unlink(missing_ok=True)  # so that the one found in the end is of these settings

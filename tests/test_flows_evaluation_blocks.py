@@ -11,9 +11,11 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 from prefect import flow
 from tiny_profile import tiny_settings
 
+from dreamcache import AdapterSet, load_backbone
 from flows import evaluation_workers
 from flows.dispatch import Workers
 from flows.evaluate_adapters import evaluate
@@ -32,22 +34,37 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def profile(tmp_path_factory: pytest.TempPathFactory) -> Profile:
-    """Of adapters as they start, without masks beside the benchmark's images, two subjects a block."""
+    """Without masks beside the benchmark's images, two subjects a block."""
     benchmark = tmp_path_factory.mktemp("evaluation") / "benchmark"
     shutil.copytree(tiny_settings()["benchmark"], benchmark)
     for mask in benchmark.glob("*/*.mask.png"):
         mask.unlink()
     changed = {"benchmark": str(benchmark), "compare_with": None, "sweep.text_scales": [], "sweep.image_scales": [0.5]}
+    changed |= {"evaluation.prompts": 1}
     workers = {"workers.evaluation": "evaluate-block/gpu", "workers.subjects_per_block": 2}
     return load_profile("miniature", tiny_settings() | changed | workers)
 
 
+@pytest.fixture(scope="module")
+def adapters(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Adapters that change what is sampled, which those do not that training starts from."""
+    folder, backbone = tmp_path_factory.mktemp("adapters"), load_backbone(tiny_settings()["backbone"])
+    made = AdapterSet.from_pretrained(tiny_settings()["compare_with"], backbone)
+    torch.manual_seed(0)
+    for parameter in made.parameters():
+        parameter.data.add_(0.5 * torch.randn_like(parameter))
+    made.save_pretrained(folder)
+    return folder
+
+
 @pytest.fixture
-def run_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, profile: Profile) -> Callable[[str], Path]:
+def run_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, profile: Profile, adapters: Path
+) -> Callable[[str], Path]:
     monkeypatch.setattr("flows.plans.training_step", lambda *_: SimpleNamespace(changes=list))
 
     def make(name: str) -> Path:
-        shutil.copytree(tiny_settings()["compare_with"], adapters_folder(tmp_path / name))
+        shutil.copytree(adapters, adapters_folder(tmp_path / name))
         record_configuration(tmp_path / name, profile)
         return tmp_path / name
 
@@ -75,30 +92,31 @@ def test_blocks_make_the_bytes_of_one_process(
 
     def made_on_workers(workers: Workers, next_block: Callable[[], Any], so_far: Callable[[], str]) -> Iterator[Any]:
         assert workers.deployment == "evaluate-block/gpu"
-        under_way = []
-        while under_way or (block := next_block()) is not None:
-            while block is not None:
+        under_way = list[Any]()
+        while True:
+            while (block := next_block()) is not None:
                 under_way.append(block)
-                block = next_block()
+            if not under_way:
+                break
             done = under_way.pop()  # the last begun is the first to end
             asked.append(done.parameters)
             assert not done.is_made()
             evaluate_block(**workers.parameters, **done.parameters)
             assert done.is_made()
             yield done
-            block = next_block()
         assert so_far() == "5 of 5 blocks finished"
 
     monkeypatch.setattr(evaluation_workers, "made_on_workers", made_on_workers)
     evaluate_tiny(profile, shared)
     found = bytes_of(shared)
     assert found == bytes_of(alone) and {"evaluation/rows.jsonl", "real/masks/real/00003.tar"} <= found.keys()
+    assert found["evaluation/images/adapters/00000.tar"] != found["evaluation/images/wrong-reference/00000.tar"]
     order = [(one["evaluation"], one["references"], one["first"], one["last"]) for one in asked]
     assert order[:2] == [("evaluation", True, 2, 3), ("evaluation", True, 0, 1)]
     assert sorted(order[2:]) == [
         ("evaluation", False, 0, 1),
         ("evaluation", False, 2, 3),
-        ("sweep/image-0.5", False, 0, 3),  # two of four subjects
+        ("sweep/image-0.5", False, 0, 2),  # two of the four, spread
     ]
     asked.clear()
     evaluate_tiny(profile, shared)
