@@ -70,7 +70,7 @@ def limited(tmp_path: Path) -> Iterator[Limited]:
 
 def test_the_limit_holds_across_kills_of_the_server(limited: Limited, tmp_path: Path) -> None:
     stored = limited.client.read_deployment_by_name(LIMITED).parameter_openapi_schema
-    assert stored == build_dataset.parameters.model_dump_for_openapi()  # with the form of test_flows_forms.py
+    assert stored and stored["properties"] == build_dataset.parameters.properties  # with what test_flows_forms.py sees
 
     first, second = limited.submit("first"), limited.submit("second")
     limited.site.add_workers(2)
