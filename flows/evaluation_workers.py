@@ -43,27 +43,25 @@ class _Block:
     """Some subjects of an evaluation: the masks of their real images, or what comes after all of these."""
 
     label: str
-    evaluation: Evaluation
-    references: bool
+    whole: Evaluation
+    numbers: range
+    references: bool = False
     file: Path | None = None
 
     @property
     def name(self) -> str:
-        numbers = self.evaluation.block
-        assert numbers is not None
         what = f"references of {self.label}" if self.references else self.label
-        return f"{what} {numbers.start:05d} to {numbers.stop - 1:05d}"
+        return f"{what} {self.numbers.start:05d} to {self.numbers.stop - 1:05d}"
 
     @property
     def parameters(self) -> dict[str, Any]:
-        numbers = self.evaluation.block
-        assert numbers is not None
         part = {"evaluation": self.label, "references": self.references}
-        return {**part, "first": numbers.start, "last": numbers.stop - 1}
+        return {**part, "first": self.numbers.start, "last": self.numbers.stop - 1}
 
     def plans(self) -> list[ShardPlan]:
         """The block's shards."""
-        return [plan for *_, plan in self.evaluation.mask_plans(True)] if self.references else self.evaluation.plans()
+        evaluation = replace(self.whole, block=self.numbers)
+        return [plan for *_, plan in evaluation.mask_plans(True)] if self.references else evaluation.plans()
 
     def is_made(self) -> bool:
         return all(plan.state() == "done" for plan in self.plans()) and (self.file is None or self.file.is_file())
@@ -79,14 +77,14 @@ class _Blocks:
         masks: set[Path] = set()  # the evaluations share them
         for label, evaluation in found.items():
             for numbers in _cut(evaluation, evaluation.benchmark.subjects, size):
-                block = _Block(label, replace(evaluation, block=numbers), references=True)
+                block = _Block(label, evaluation, numbers, references=True)
                 paths = {plan.path for plan in block.plans()}
                 self.references += [block] if paths - masks else []
                 masks |= paths
             for numbers in _cut(evaluation, evaluation.subjects, size):
                 first = label == COMPARED and not any(block.label == label for block in self.rest)
                 file = held_out_file(evaluation.folder.parent) if first else None
-                self.rest.append(_Block(label, replace(evaluation, block=numbers), False, file))
+                self.rest.append(_Block(label, evaluation, numbers, file=file))
         self._waiting = deque(self.references + self.rest)
 
     def next_block(self) -> _Block | None:
