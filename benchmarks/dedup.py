@@ -73,7 +73,7 @@ def run_stage(run: Path, shards: int) -> tuple[float, float, CaptionIndex]:
     started, busy, index = time.perf_counter(), time.process_time(), CaptionIndex(CONFIG)
     for number in range(shards):
         plan = plan_shard(run, spec, number, [run / "captions" / f"{number:05d}.jsonl"])
-        dedup.run(plan, CONFIG, index, CAPTIONS_A_SHARD * shards, [spec.path(run, n) for n in range(number)])
+        dedup.run(plan, CONFIG, index, CAPTIONS_A_SHARD * shards)
     return time.perf_counter() - started, time.process_time() - busy, index
 
 

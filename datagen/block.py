@@ -47,8 +47,7 @@ class Block:
                     marker = captions.run(plan, config.captions, taxonomy, seed, count, engine, report)
                 case "dedup":
                     asked_for = config.captions_per_shard * (index + 1)
-                    earlier = [self.dataset.path("dedup", number) for number in range(index)]
-                    marker = dedup.run(plan, config.dedup, engine, asked_for, earlier)
+                    marker = dedup.run(plan, config.dedup, engine, asked_for)
                 case "images":
                     marker = images.run(plan, config.images, engine, report)
                 case "masks":

@@ -58,14 +58,13 @@ class CaptionIndex:
     def __len__(self) -> int:
         return len(self._sizes.values)
 
-    def read(self, earlier: Sequence[Path]) -> None:
-        """Keep what the dedup shards before the one at hand kept, as far as it is not here yet."""
-        for path in earlier[self.next_shard :]:
-            for chunk, _ in chunks(path):
-                self.keep(chunk, self.sketch(chunk), range(len(chunk)))
-                for record in chunk:
-                    self.count(record)
-            self.next_shard += 1
+    def read(self, shard: Path) -> None:
+        """Keep what the dedup shard number `next_shard` kept."""
+        for chunk, _ in chunks(shard):
+            self.keep(chunk, self.sketch(chunk), range(len(chunk)))
+            for record in chunk:
+                self.count(record)
+        self.next_shard += 1
 
     def sketch(self, records: Sequence[Mapping[str, Any]]) -> Sketches:
         """What `matches` and `keep` need of caption records, made once for both."""

@@ -90,14 +90,15 @@ def chunks(path: Path) -> Iterator[tuple[list[dict[str, Any]], list[bytes]]]:
         yield [record for record, _ in chunk], [line for _, line in chunk]
 
 
-def run(plan: ShardPlan, config: DedupConfig, index: CaptionIndex, asked_for: int, earlier: Sequence[Path]) -> Marker:
+def run(plan: ShardPlan, config: DedupConfig, index: CaptionIndex, asked_for: int) -> Marker:
     """Keep a shard's fit captions that repeat none before them, in this shard or an earlier one, and exceed no share.
 
-    `asked_for` is the number of captions asked for in this and all earlier shards; `earlier` are the dedup shards
-    before this one, read into `index` as far as it has not seen them.
+    `asked_for` is the number of captions asked for in this and all earlier shards, which are read into `index` as far
+    as it has not seen them.
     """
-    index.read(earlier)
-    assert index.next_shard == plan.index, "the index holds captions of later shards"
+    assert index.next_shard <= plan.index, "the index holds captions of later shards"
+    while index.next_shard < plan.index:
+        index.read(plan.sibling(index.next_shard))
     class_limit = math.ceil(config.max_class_share * asked_for)
     place_limit = math.ceil(config.max_class_and_place_share * asked_for)
     blocked = BlockedWords(config.blocked_words)

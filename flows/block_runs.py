@@ -13,9 +13,6 @@ from flows.lock import locked
 from flows.server import end_with_worker
 
 log = logging.getLogger(__name__)
-# Prefect takes our loggers' lines on (PREFECT_LOGGING_EXTRA_LOGGERS), but leaves their level at the root's: warnings.
-for _name in ("flows", "datagen"):
-    logging.getLogger(_name).setLevel(logging.INFO)
 
 # The name of the failure that would come again on every worker.
 HOPELESS = "Hopeless"

@@ -73,12 +73,21 @@ def build(config: DatasetConfig, run: Path, workers: Workers | None = None) -> l
 def _built_here(dataset: Dataset) -> Iterator[range]:
     deduplicating = Block(dataset)  # of all blocks: each would else read the captions of all before it again
     for indices in dataset.blocks():
-        block = Block(dataset, indices.start)
-        build_stages(block, indices, BEFORE)
-        build_stages(deduplicating, indices, DEDUP)
-        build_stages(block, indices, AFTER)
-        block.release()
+        if dataset.config.shards is None or dataset.config.shards > dataset.config.shards_per_block:
+            # The UI draws no graph of a run with more than 10,000 tasks, so each of several blocks is a run.
+            name = f"shards {indices.start:05d} to {indices.stop - 1:05d}"
+            flow(name="shards", flow_run_name=name, validate_parameters=False)(_build_here)(deduplicating, indices)
+        else:
+            _build_here(deduplicating, indices)
         yield indices
+
+
+def _build_here(deduplicating: Block, indices: range) -> None:
+    block = Block(deduplicating.dataset, indices.start)
+    build_stages(block, indices, BEFORE)
+    build_stages(deduplicating, indices, DEDUP)
+    build_stages(block, indices, AFTER)
+    block.release()
 
 
 def _show_triplets(paths: list[Path]) -> None:

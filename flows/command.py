@@ -13,7 +13,7 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
-from flows.messages import quiet_libraries
+from flows.messages import TOLD, quiet_libraries
 from flows.profiles import Profile, load_profile
 from flows.settings import parse_settings
 
@@ -100,7 +100,7 @@ def or_one_line(action: Callable[[], None], debug: bool) -> None:
 def fail(error: object, code: int) -> NoReturn:
     """End the program with one line on standard error."""
     text = " ".join(str(error).split()) or type(error).__name__
-    if isinstance(error, Exception) and not isinstance(error, (ValueError, OSError, RuntimeError)):
+    if isinstance(error, Exception) and not isinstance(error, TOLD):
         text = f"{type(error).__name__}: {text} (--debug shows where)"
     half_a_line = "\r\x1b[K" if sys.stderr.isatty() else ""  # of progress, which the error would else follow
     print(f"{half_a_line}dreamcache: {text}", file=sys.stderr)

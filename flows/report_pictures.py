@@ -75,7 +75,7 @@ def extremes(profile: Profile, run: Path) -> list[dict[str, Any]]:
             columns: list[Column] = [("just trained", evaluation, "adapters")]
             if "no-adapters" in evaluation.config.variants:
                 columns.append(("no adapters", evaluation, "no-adapters"))
-            image = _image(columns[0], subject, case)
+            image = sampled_image(columns[0], subject, case)
             assert image is not None  # it was scored
             looks = looking(run, evaluation, subject, case, middle(image.width))
             again = [_again(profile, run, column, subject, case) for column in columns]
@@ -90,11 +90,11 @@ def extremes(profile: Profile, run: Path) -> list[dict[str, Any]]:
 
 
 def _picture(column: Column, subject: Subject, case: Case) -> str | None:
-    image = _image(column, subject, case)
+    image = sampled_image(column, subject, case)
     return None if image is None else data_uri(image, SIDE)
 
 
-def _image(column: Column, subject: Subject, case: Case) -> Image.Image | None:
+def sampled_image(column: Column, subject: Subject, case: Case) -> Image.Image | None:
     """An image as it was sampled; None where it was rejected."""
     path = column[1].image_plan(column[2], subject).path
     png = _images(path, path.stat().st_mtime_ns).get(case.key)

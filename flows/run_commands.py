@@ -112,6 +112,28 @@ def compare(
         print(comparison_table(found))
 
 
+def gallery(
+    run: Annotated[Path, typer.Argument(help="a run folder whose adapters are evaluated")],
+    name: Annotated[str, typer.Option(help="which of its evaluations, such as evaluation-compared")] = "evaluation",
+    count: Annotated[int, typer.Option(min=1, help="cases")] = 20,
+    seed: Annotated[int, typer.Option(min=0, help="another one draws others")] = 0,
+    out: Annotated[Path | None, typer.Option(help="the picture", show_default="RUN/gallery.jpg")] = None,
+) -> None:
+    """Write cases drawn by lot as one picture: prompt, reference, and images without and with the adapters.
+
+    Example: dreamcache gallery runs/mine --count 40
+    """
+    from flows.gallery import gallery_sheet
+    from flows.verify import recorded_profile
+
+    profile = recorded_profile(run)
+    if profile is None:
+        raise FileNotFoundError(f"{run}: there is no run in this folder")
+    sheet = out or run / "gallery.jpg"
+    gallery_sheet(profile, run, name, count, seed).save(sheet, quality=88, optimize=True)
+    print(f"Gallery: {sheet}")
+
+
 def ablate(
     only: Annotated[
         list[str] | None, typer.Option("--only", help="a row or a table, such as layers or text-in-cache (repeatable)")
@@ -189,6 +211,7 @@ def fetch_dreambooth(
 RUN_COMMANDS: tuple[tuple[str, Callable[..., None]], ...] = (
     ("evaluate", evaluate),
     ("compare", compare),
+    ("gallery", gallery),
     ("ablate", ablate),
     ("fetch-dreambooth", fetch_dreambooth),
     ("ui", ui),

@@ -8,6 +8,7 @@ import re
 import signal
 import socket
 import sys
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -48,6 +49,7 @@ def prefect_server(folder: Path, meanwhile: Callable[[], object]) -> Iterator[st
 
     if configured := PREFECT_API_URL.value():
         meanwhile()
+        wait_for_answer(configured)
         yield configured
         return
     port = free_port()
@@ -71,6 +73,24 @@ def prefect_server(folder: Path, meanwhile: Callable[[], object]) -> Iterator[st
         EventsWorker.drain_all(timeout=5)
         os.environ.pop("PREFECT_API_URL", None)
         server.stop()
+
+
+def wait_for_answer(address: str, seconds: float = 30) -> None:
+    """Wait for a Prefect API that may just be starting; RuntimeError where nobody answers, whatever the answer."""
+    import httpx
+
+    deadline = time.monotonic() + seconds
+    while True:
+        try:
+            httpx.get(f"{address.rstrip('/')}/health", timeout=10)
+            return
+        except httpx.TransportError:
+            if time.monotonic() > deadline:
+                raise RuntimeError(
+                    f"no Prefect server answers at {address}, which PREFECT_API_URL names: start it, or unset the "
+                    "variable for a server of this command's own; then start again to go on"
+                ) from None
+            time.sleep(1)
 
 
 def end_with_worker() -> None:

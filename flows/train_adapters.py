@@ -108,7 +108,7 @@ def _show(profile: Profile, run: Path) -> None:
 
 
 def _validation(row: dict[str, Any]) -> dict[str, Any]:
-    return {"step": row["step"]} | {name: row[f"validation_{name}"] for name in ("right", "wrong", "none")}
+    return {"step": row["step"]} | {name: round(row[f"validation_{name}"], 5) for name in ("right", "wrong", "none")}
 
 
 def _held_out(row: dict[str, Any]) -> str:

@@ -58,6 +58,10 @@ class ShardPlan:
         """Stage and shard as people read them: "images/00003"."""
         return f"{self.spec.name}/{self.index:05d}"
 
+    def sibling(self, index: int) -> Path:
+        """The same stage's shard file number `index`."""
+        return self.spec.path(self.path.parents[1], index)
+
     @property
     def digest(self) -> str:
         """SHA-256 of the recipe, 64 hex digits."""
@@ -99,8 +103,7 @@ class ShardPlan:
             raise ValueError(f"{self.name}: its input {', '.join(self.unfinished) or 'count'} is not finished")
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with files.locked_folder(self.path.parent):
-            for file in (self.path, rejects_path(self.path), marker_path(self.path)):
-                files.remove_leftovers(file)
+            files.remove_leftovers(self.path, rejects_path(self.path), marker_path(self.path))
             writer = ShardWriter(self, records_in, execution or {})
         try:
             yield writer

@@ -106,7 +106,8 @@ def test_training_measures_four_loops(folder, capsys):
 
 
 def test_loops_that_are_compared_have_the_same_loss(backbone, tmp_path):
-    batch = next(training.training_batches(backbone, tmp_path, True, 2, 0))
+    shard = training.drawn_shard(tmp_path, backbone.image_size, 4)
+    batch = next(training.training_batches(backbone, shard, True, 2, 0))
     adapters, null_text = AdapterSet.for_unet(backbone.unet), backbone.encode_prompts([""])
     ours = training_loss(backbone, adapters, batch, null_text)
     whole = training.loss_without_early_stops(backbone, adapters, batch, null_text)

@@ -33,7 +33,7 @@ def keep(run: Path, config: DedupConfig, shards: int, count: int, index: Caption
     kept, rejects = [], []
     for number in range(index.next_shard, shards):
         plan = plan_shard(run, spec, number, [CAPTIONS.path(run, number)])
-        dedup.run(plan, config, index, count * (number + 1), [spec.path(run, n) for n in range(number)])
+        dedup.run(plan, config, index, count * (number + 1))
         kept.append([record["key"] for record in read_json_lines(plan.path)])
         rejects += read_json_lines(rejects_path(plan.path))
     return [*kept, rejects]
@@ -98,8 +98,7 @@ def test_growth_changes_nothing_that_is_there(tmp_path: Path) -> None:
     grown = list(first)
     for number in (2, 3):
         plan = plan_shard(tmp_path / "grown", spec, number, [CAPTIONS.path(tmp_path / "grown", number)])
-        earlier = [spec.path(tmp_path / "grown", n) for n in range(number)]
-        dedup.run(plan, config, fresh, 20 * (number + 1), earlier)
+        dedup.run(plan, config, fresh, 20 * (number + 1))
         grown.append([record["key"] for record in read_json_lines(plan.path)])
     assert grown == whole and sum(map(len, whole)) > 10
 

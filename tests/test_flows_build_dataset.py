@@ -65,3 +65,29 @@ def test_a_stage_that_lets_nothing_through_fails_the_flow(tmp_path: Path) -> Non
     gates = config.gates.model_copy(update={"min_area": 1.0})
     with pytest.raises(ValueError, match="gates: no record was left .*subject too small"):
         build_tiny(config.model_copy(update={"gates": gates}), tmp_path)
+
+
+def test_each_of_several_blocks_is_a_run_that_a_retry_looks_at_again(tmp_path: Path) -> None:
+    config, run = tiny_dataset_config(tiny_models()), tmp_path / "run"
+    expected = build_tiny(config, tmp_path / "in-one-block")
+    seen = []
+
+    @flow(retries=1)
+    def build_and_fail_once() -> list[Path]:
+        paths = build(config.model_copy(update={"shards_per_block": 1}), run)
+        seen.append([path.read_bytes() for path in paths])
+        if len(seen) == 1:
+            paths[0].write_bytes(b"")
+            raise OSError("once")
+        return paths
+
+    paths = build_and_fail_once()
+    assert seen == [[path.read_bytes() for path in expected]] * 2
+    assert [path.read_bytes() for path in paths] == seen[0]
+
+    async def names() -> Counter[str]:
+        async with get_client() as client:
+            return Counter(found.name for found in await client.read_flow_runs())
+
+    blocks = {name: count for name, count in asyncio.run(names()).items() if name.startswith("shards ")}
+    assert blocks == {"shards 00000 to 00000": 2, "shards 00001 to 00001": 2}

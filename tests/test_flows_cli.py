@@ -125,6 +125,20 @@ def test_the_reports_commands_make_its_pictures_again(
         assert min(differences.values()) > 20, "another case's picture would have passed"
 
 
+def test_a_gallery_is_drawn_by_lot(finished_run: tuple[Path, str], capsys: pytest.CaptureFixture[str]) -> None:
+    run, sheets = finished_run[0], []
+    for words in (["--seed", "1"], ["--seed", "1"], ["--seed", "2"], ["--name", "evaluation-compared"]):
+        app(["gallery", str(run), "--count", "3", *words], standalone_mode=False)
+        sheets.append(Image.open(run / "gallery.jpg").convert("RGB").tobytes())
+    assert sheets[0] == sheets[1] and len(set(sheets)) == 3
+    with pytest.raises(SystemExit, match="1"):
+        app(["gallery", str(run), "--name", "evalution"], standalone_mode=False)
+    assert (
+        "has no finished evalution by its settings (finished: evaluation, evaluation-compared"
+        in capsys.readouterr().err
+    )
+
+
 def test_attention_is_shown_with_the_command_that_gives_its_shares_again(
     finished_run: tuple[Path, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

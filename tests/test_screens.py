@@ -17,7 +17,7 @@ from typing import Any
 
 import httpx
 import pytest
-from chromium import NARROW, WIDE, Page, browser_program, chromium
+from chromium import IMAGES, NARROW, WIDE, Page, browser_program, chromium
 from prefect_site import processes_with
 from tiny_profile import tiny_settings
 
@@ -26,9 +26,7 @@ from shards.processes import free_port
 ROOT = Path(__file__).resolve().parents[1]
 RUN = Path("runs/screens")
 SHOTS = ROOT / "build" / "screens"
-LOADED = (
-    "document.readyState == 'complete' && [...document.images].every(image => image.complete && image.naturalWidth)"
-)
+LOADED = f"document.readyState == 'complete' && {IMAGES}.every(image => image.complete && image.naturalWidth)"
 # Prefect's page of an artifact that a flow made, not one of its tasks, asks for the task "" and is told that it errs.
 ASKS_FOR_NO_TASK = r"status of 422 \(Unprocessable Entity\) http://127\.0\.0\.1:\d+/api/task_runs/filter$"
 
@@ -112,6 +110,8 @@ def test_the_ui_from_its_first_start_to_its_death(tmp_path: Path, opened: Callab
     assert ui.end(signal.SIGINT) == 0
 
     ui = opened()  # it finds everything again
+    ui.start("train-adapters/miniature", tmp_path / "nothing")
+    wait_for(lambda: ui.run_named(f"adapters of {tmp_path / 'nothing'}")["state_type"] == "FAILED")
     with chromium(tmp_path / "browser") as page:
         look(page, ui)
         assert {where for where in page.asked if where.startswith("http")} == {ui.address}
@@ -124,6 +124,7 @@ def test_the_ui_from_its_first_start_to_its_death(tmp_path: Path, opened: Callab
 def look(page: Page, ui: Ui) -> None:
     """Open what an operator looks at, wide and light, narrow and dark; fail on whatever the console says in red."""
     runs = {name: ui.run_named(f"{name} {RUN}")["id"] for name in ("all of", "dataset in")}
+    failed = next(run["id"] for run in ui.asked("flow_runs") if run["state_type"] == "FAILED")
     newest = {found["key"]: found for found in ui.asked("artifacts")}
     assert newest["report-screens"]["data"] == f"[Report of {RUN}]({ui.address}/reports/{RUN})"
     places = {
@@ -132,6 +133,10 @@ def look(page: Page, ui: Ui) -> None:
         "pipeline": (f"/v2/runs/flow-run/{runs['all of']}?tab=Logs", "Completed"),
         "dataset-tasks": (f"/v2/runs/flow-run/{runs['dataset in']}?tab=TaskRuns", "captions 00000"),
         "dataset-artifacts": (f"/v2/runs/flow-run/{runs['dataset in']}?tab=Artifacts", "dataset-accounts"),
+        "failed": (
+            f"/v2/runs/flow-run/{failed}?tab=Logs",
+            "the dataset is not finished: run build-dataset for it first",
+        ),
         "deployments": ("/v2/deployments", "evaluate-adapters"),
         "artifacts": ("/v2/artifacts", "held-out-loss-curves"),
         "report": (f"/reports/{RUN}", "Rejects by reason"),
@@ -148,7 +153,7 @@ def look(page: Page, ui: Ui) -> None:
         places[key] = (f"/v2/artifacts/artifact/{newest[key]['id']}", text or key)
     for name, (path, text) in places.items():
         graph = "document.querySelector('canvas') && " if "flow-run" in path else ""
-        picture = "document.images.length > 0 && " if name in ("triplets", "training-loss", "report") else ""
+        picture = f"{IMAGES}.length > 0 && " if name in ("triplets", "training-loss", "report") else ""
         for size, dark in ((WIDE, False), (NARROW, True)):
             page.open(ui.address + path, size, dark)
             shown = f"document.body.innerText.includes({json.dumps(text)})"
@@ -158,5 +163,7 @@ def look(page: Page, ui: Ui) -> None:
             page.screenshot(SHOTS / f"{look_of}.png", whole=name == "report")
             own = path.startswith("/v2/artifacts/artifact/")
             assert [said for said in page.errors if not (own and re.search(ASKS_FOR_NO_TASK, said))] == [], look_of
+            if name == "failed":
+                assert not page.evaluate("document.body.innerText.includes('Traceback')")
             if name == "report":
                 assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), "the report is too wide"

@@ -1,0 +1,54 @@
+"""Cases of an evaluation drawn by lot, as one picture: what its scores are of, chosen by nobody."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+from PIL import Image
+
+from dreamcache.dreambooth.config import Variant
+from flows.evaluation_plans import TRAINED
+from flows.pictures import contact_sheet, written
+from flows.profiles import Profile
+from flows.report_pictures import sampled_image
+from flows.report_training import current_evaluations
+
+SIDE = 128
+CASES_A_ROW = 2
+SHOWN: dict[Variant, str] = {
+    "no-adapters": "no adapters",
+    "adapters": "adapters",
+    "wrong-reference": "adapters, wrong reference",
+}
+
+
+def gallery_sheet(profile: Profile, run: Path, name: str, count: int, seed: int) -> Image.Image:
+    """Prompt, reference and sampled images of `count` cases that `seed` draws; RGB, two cases a row.
+
+    `name` is the evaluation's folder in the run; without adapters, images are those of the run's own evaluation.
+    Raises ValueError where there is no such evaluation, or no longer by these settings.
+    """
+    folders = dict(current_evaluations(profile, run))
+    if name not in folders or TRAINED not in folders:
+        has = ", ".join(folders) or "none"
+        raise ValueError(
+            f"{run} has no finished {name} by its settings (finished: {has}): run evaluate-adapters for it"
+        )
+    columns = [
+        (label, folders[TRAINED if variant == "no-adapters" else name], variant) for variant, label in SHOWN.items()
+    ]
+    columns = [column for column in columns if column[2] in column[1].config.variants]
+    every = [(subject, case) for subject in folders[name].subjects for case in folders[name].cases(subject)]
+    cells = [written(text, SIDE) for text in ("prompt", "reference", *(label for label, *_ in columns))] * CASES_A_ROW
+    heading = contact_sheet(cells, len(cells), SIDE).crop((0, 0, len(cells) * (SIDE + 4) - 4, SIDE // 3))
+    cells = []
+    for subject, case in random.Random(seed).sample(every, min(count, len(every))):
+        images = [sampled_image(column, subject, case) for column in columns]
+        cells += [written(case.prompt, SIDE), Image.open(subject.reference)]
+        cells += [image or written("rejected", SIDE) for image in images]
+    sheet = contact_sheet(cells, CASES_A_ROW * (2 + len(columns)), SIDE)
+    page = Image.new("RGB", (heading.width, heading.height + sheet.height), "white")
+    page.paste(heading, (0, 0))
+    page.paste(sheet, (0, heading.height))
+    return page
