@@ -39,9 +39,11 @@ benchmark: $(INSTALLED)
 screens: $(INSTALLED)
 	$(BIN)/python -m pytest -m screens tests/test_screens.py
 
-# A dataset built by two and by four Prefect workers, with a worker and the planning process killed: minutes.
+# A dataset and its evaluation by Prefect workers, with workers, the planning process and, for the limits of prefect.yaml,
+# the server killed: half an hour.
 workers: $(INSTALLED)
-	$(BIN)/python -m pytest -m workers tests/test_flows_workers.py tests/test_flows_store_workers.py
+	$(BIN)/python -m pytest -m workers tests/test_flows_workers.py tests/test_flows_store_workers.py \
+	  tests/test_flows_evaluation_workers.py tests/test_flows_limits.py
 
 # A dataset killed at every named point of every stage, then at 25 random moments on Prefect workers: at most half an hour
 # on two cores (DREAMCACHE_CHAOS_MINUTES). Tables of the kills: build/chaos.

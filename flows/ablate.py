@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-from typing import Any
 
 from prefect import flow
 
@@ -12,6 +11,8 @@ from flows.ablation_results import write_results
 from flows.ablations import AblationRow, Study
 from flows.evaluate_adapters import draw_benchmark, evaluate
 from flows.evaluation_plans import TRAINED
+from flows.evaluation_workers import make_on_workers
+from flows.forms import UNCHANGED, Settings
 from flows.lock import locked
 from flows.plans import check_inputs, check_models
 from flows.profiles import DrawnBenchmark, load_profile, record_configuration
@@ -28,7 +29,7 @@ log = logging.getLogger(__name__)
 def ablate_adapters(
     profile: str = "miniature",
     run: str = "runs/miniature",
-    settings: dict[str, Any] | None = None,
+    settings: Settings = UNCHANGED,
     only: list[str] | None = None,
     repeats: int = 1,
 ) -> str:
@@ -75,4 +76,5 @@ def _make(row: AblationRow) -> None:
         if row.trained_in == row.folder:
             train.with_options(task_run_name=f"training of {row.name}")(row.profile, row.folder)
         check_inputs("evaluate-adapters", row.profile, row.folder)
+        make_on_workers(row.profile, row.folder)
         evaluate.with_options(task_run_name=f"evaluation of {row.name}")(row.profile, row.folder, TRAINED)

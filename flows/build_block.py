@@ -7,25 +7,21 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import nullcontext
+from pathlib import Path
 from typing import Any
 
 from prefect import flow, task
 from prefect.cache_policies import NO_CACHE
-from prefect.states import Completed, Failed, State
+from prefect.states import Completed, State
 
 from datagen.block import Block
 from datagen.dataset import Dataset
 from flows.artifacts import Progress
-from flows.lock import locked
+from flows.block_runs import block_run
 from flows.profiles import load_profile
-from flows.server import end_with_worker
 from shards.markers import Marker
-from shards.run_folder import run_folder
 
 log = logging.getLogger(__name__)
-
-# The name of the failure that would come again on every worker.
-HOPELESS = "Hopeless"
 
 
 @flow(name="build-block")
@@ -42,30 +38,13 @@ def build_block(
         last: the number of its last shard.
         stages: the stages to make, in their order.
     """
-    end_with_worker()  # a block that outlived its worker would share the GPU with that worker's successor
-    try:
-        folder = run_folder(run)
-        if not (folder / "config.json").is_file():
-            raise FileNotFoundError(
-                f"there is no run folder {folder} here: the machines of all workers have to share it"
-            )
-        # A block of a run that was given up may still be at work here: its end is waited for, and its shards are kept.
-        with locked(folder, f".block-{first:05d}.lock", wait=True):
-            dataset = Dataset(load_profile(profile, settings).dataset, folder)
-            block = Block(dataset, first)
-            build_stages(block, range(first, last + 1), stages)
-            block.release()
-    except Exception as error:
-        if retry_may_help(error):
-            raise
-        log.error("%s", error)
-        return Failed(name=HOPELESS, message=f"{error}")
-    return None
 
+    def make(folder: Path) -> None:
+        block = Block(Dataset(load_profile(profile, settings).dataset, folder), first)
+        build_stages(block, range(first, last + 1), stages)
+        block.release()
 
-def retry_may_help(error: Exception) -> bool:
-    """Whether an error comes from the machine (memory, disk, network, a dead server) and not from what was asked."""
-    return isinstance(error, (OSError, RuntimeError)) and not isinstance(error, FileNotFoundError)
+    return block_run(run, f".block-{first:05d}.lock", make)
 
 
 def build_stages(block: Block, indices: range, stages: Sequence[str]) -> None:

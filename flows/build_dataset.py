@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from prefect import flow
 
@@ -15,10 +14,12 @@ from datagen.estimate import duration, estimate
 from flows.artifacts import accounts_artifact, pictures_artifact
 from flows.build_block import build_stages
 from flows.describe import describe
+from flows.dispatch import Workers
+from flows.forms import UNCHANGED, Settings
 from flows.lock import locked
 from flows.profiles import load_profile, record_configuration
 from flows.server import end_with_worker
-from flows.workers import AFTER, BEFORE, DEDUP, Workers, built_on_workers
+from flows.workers import AFTER, BEFORE, DEDUP, built_on_workers
 from shards.markers import read_marker
 from shards.run_folder import run_folder
 from shards.store import bring, url_of
@@ -31,9 +32,7 @@ SHOWN_TRIPLETS = 8
 
 
 @flow(name="build-dataset", flow_run_name="dataset in {run}")
-def build_dataset(
-    profile: str = "miniature", run: str = "runs/miniature", settings: dict[str, Any] | None = None
-) -> str:
+def build_dataset(profile: str = "miniature", run: str = "runs/miniature", settings: Settings = UNCHANGED) -> str:
     """Build triplets until the profile's size is reached, keeping whatever is up to date; returns their folder.
 
     Args:
@@ -47,7 +46,7 @@ def build_dataset(
     with locked(folder):
         record_configuration(folder, chosen)
         send(folder, "config.json")
-        build(chosen.dataset, folder, Workers.of(chosen, folder))
+        build(chosen.dataset, folder, Workers.of(chosen, folder, chosen.workers.deployment))
         if describe(folder, chosen):
             card = folder / "triplets" / "README.md"
             log.info("dataset: described in %s", url_of(card) or card)

@@ -30,6 +30,9 @@ JsonOption = Annotated[
     bool, typer.Option("--json", help="print JSON alone on standard output; all else goes to standard error")
 ]
 
+# The settings by which these commands leave to workers what needs torch.
+SUBMITTED_BY = {"build-dataset": "workers.deployment", "evaluate-adapters": "workers.evaluation"}
+
 
 def configuration(
     profile: str, run: Path | None, settings: list[str] | None, stores: bool = False, writing: bool = True
@@ -67,9 +70,9 @@ def run_flow(command: str, profile: str, run: Path, settings: dict[str, Any], de
     quiet_libraries(debug)
     from flows.server import prefect_server
 
-    plans = command == "build-dataset" and bool(settings.get("workers.deployment"))  # and workers need the models
-    with prefect_server(run / "prefect", meanwhile=lambda: _flows(torch=not plans)):
-        _flows(torch=not plans)[command](profile=profile, run=url_of(run) or str(run), settings=settings, **more)
+    submits = bool(settings.get(SUBMITTED_BY.get(command, "")))  # and the workers need the models
+    with prefect_server(run / "prefect", meanwhile=lambda: _flows(torch=not submits)):
+        _flows(torch=not submits)[command](profile=profile, run=url_of(run) or str(run), settings=settings, **more)
     print(f"Done in {time.monotonic() - started:.0f} s.")
 
 

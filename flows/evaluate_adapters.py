@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import subprocess
 import sys
@@ -13,29 +12,29 @@ from prefect import flow, task
 from prefect.cache_policies import NO_CACHE
 from prefect.states import Completed, State
 
-from flows.evaluation import make_evaluation
-from flows.evaluation_plans import COMPARED, TRAINED, adapters_folder, benchmark_step, evaluation_of, evaluations
+from flows.evaluation import adapter_models, held_out_file, make_evaluation, write_held_out_loss
+from flows.evaluation_plans import COMPARED, TRAINED, benchmark_step, evaluation_of, evaluations
+from flows.evaluation_workers import make_on_workers
+from flows.forms import UNCHANGED, Settings
 from flows.lock import locked
 from flows.plans import check_inputs, evaluation_step
 from flows.profiles import DrawnBenchmark, Profile, load_profile, record_configuration
 from flows.server import end_with_worker
 from shards.processes import end_with_parent
 from shards.run_folder import local_folder
-from shards.triplets import TripletShards, triplet_paths
 
 log = logging.getLogger(__name__)
 
 
 @flow(name="evaluate-adapters", flow_run_name="evaluation of {run}")
-def evaluate_adapters(
-    profile: str = "miniature", run: str = "runs/miniature", settings: dict[str, Any] | None = None
-) -> str:
+def evaluate_adapters(profile: str = "miniature", run: str = "runs/miniature", settings: Settings = UNCHANGED) -> str:
     """Measure the adapters in a run folder on the DreamBooth benchmark; returns the path of the summary.
 
     Args:
         profile: "miniature" or "full".
         run: the run folder; train-adapters must have finished there.
-        settings: dotted settings that differ from the profile's, such as {"evaluation.images_per_prompt": 2}.
+        settings: dotted settings that differ from the profile's, such as {"evaluation.images_per_prompt": 2};
+            {"workers.evaluation": "evaluate-block/gpu"} has images and embeddings made by that deployment's workers.
     """
     end_with_worker()
     chosen, folder = load_profile(profile, settings or {}), local_folder(run)
@@ -44,6 +43,7 @@ def evaluate_adapters(
         record_configuration(folder, chosen)
         if isinstance(chosen.benchmark, DrawnBenchmark):
             draw_benchmark(chosen.benchmark, folder)
+        make_on_workers(chosen, folder)
         for name in evaluations(chosen):
             evaluate(chosen, folder, name)
     return str(folder / TRAINED / "summary.json")
@@ -76,33 +76,13 @@ def evaluate(profile: Profile, run: Path, name: str) -> State[Any] | None:
         log.info("%s: up to date", name)
         return Completed(name="Cached", message="evaluated already, by the same recipe")
 
-    def held_out_loss(folder: Path) -> list[Path]:
-        return [_held_out_loss(profile, run, folder)] if name == COMPARED else []
+    models = adapter_models(profile, run, name)
 
-    make_evaluation(
-        evaluation_of(profile, run, name), profile, name, lambda: _models(profile, run, name), held_out_loss
-    )
+    def outputs(folder: Path) -> list[Path]:
+        if name != COMPARED:
+            return []
+        by_workers = profile.workers.evaluation is not None and held_out_file(run).is_file()
+        return [held_out_file(run) if by_workers else write_held_out_loss(profile, run, models)]
+
+    make_evaluation(evaluation_of(profile, run, name), profile, name, models, outputs)
     return None
-
-
-def _models(profile: Profile, run: Path, name: str) -> tuple[Any, Any, str]:
-    import torch
-
-    from dreamcache import AdapterSet, load_backbone
-
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    backbone = load_backbone(profile.backbone, device=device, dtype=getattr(torch, profile.training.dtype))
-    folder = Path(str(profile.compare_with)) if name == COMPARED else adapters_folder(run)
-    return backbone, AdapterSet.from_pretrained(folder, backbone).to(device), device
-
-
-def _held_out_loss(profile: Profile, run: Path, folder: Path) -> Path:
-    """The compared adapters' loss on the held-out triplets, which training logs of the run's own adapters."""
-    from dreamcache.validation import held_out_triplets, validation_loss
-
-    config = profile.training
-    triplets = held_out_triplets(TripletShards(triplet_paths(run)), config.held_out, config.validation_triplets)
-    backbone, adapters, _ = _models(profile, run, COMPARED)
-    path = folder / "held-out.json"
-    path.write_text(json.dumps(validation_loss(backbone, adapters, triplets)))
-    return path

@@ -10,6 +10,7 @@ from prefect import flow
 from flows.evaluate_adapters import draw_benchmark
 from flows.evaluation import make_evaluation
 from flows.evaluation_plans import calibration, given_evaluation, scored_step
+from flows.forms import UNCHANGED, Settings
 from flows.lock import locked
 from flows.profiles import DrawnBenchmark, load_profile
 from flows.server import end_with_worker
@@ -20,7 +21,7 @@ from shards.run_folder import local_folder
 def evaluate_images(
     profile: str = "miniature",
     run: str = "runs/miniature",
-    settings: dict[str, Any] | None = None,
+    settings: Settings = UNCHANGED,
     images: str | None = None,
     name: str | None = None,
 ) -> str:

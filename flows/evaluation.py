@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import json
 import logging
 import time
 from collections.abc import Callable
@@ -11,13 +13,15 @@ from typing import Any
 from datagen.masks import MasksConfig
 from dreamcache.dreambooth.evaluation import Evaluation
 from flows.artifacts import Progress, table_artifact
-from flows.evaluation_plans import scored_step
+from flows.evaluation_plans import COMPARED, TRAINED, adapters_folder, scored_step
 from flows.profiles import Profile
 from flows.score_tables import estimate_cells
+from shards.markers import checked_marker
+from shards.triplets import TripletShards, triplet_paths
 
 log = logging.getLogger(__name__)
 
-# Loads the backbone, the adapters, and says on which device they are.
+# Loads, at the first call alone, the backbone and the adapters, and says on which device they are.
 Models = Callable[[], tuple[Any, Any, str]]
 
 
@@ -38,7 +42,26 @@ def make_evaluation(
     from dreamcache.dreambooth.summary import calibrate, summarize
 
     started = time.monotonic()
+    make_references(evaluation, profile, name)
+    make_scored_shards(evaluation, profile, name, models)
+    step = scored_step(evaluation, name)
+    step.reopen()
+    rows, real_rows = score_cases(evaluation)
+    summary = summarize(rows, real_rows) if evaluation.config.variants else calibrate(real_rows)
+    write_results(step.folder, rows, real_rows, summary)
+    files = [step.folder / file for file in ("rows.jsonl", "real.jsonl", "summary.json")] + outputs(step.folder)
+    took = round(time.monotonic() - started, 1)
+    step.finish(files, {"seconds": took, "seconds_by_part": _seconds_by_part(evaluation, name)})
+    _show(name, summary)
+
+
+def make_references(evaluation: Evaluation, profile: Profile, name: str) -> None:
+    """Make the masks of real images that have none beside them: any subject's may be a reference of others' images."""
     _make_masks(evaluation, profile.dataset.masks, name, real=True)
+
+
+def make_scored_shards(evaluation: Evaluation, profile: Profile, name: str, models: Models) -> None:
+    """Make an evaluation's images, their masks, attention and embeddings, each model loaded once."""
     if any(plan.changes() for *_, plan in evaluation.image_plans()):
         from dreamcache.dreambooth.generation import generate_cases
 
@@ -47,25 +70,28 @@ def make_evaluation(
         with Progress(f"{name} images", len(evaluation.image_plans()), "shards") as progress:
             report = _reporter(progress)
             generate_cases(evaluation, backbone, adapters, report=report, ip_adapter=profile.ip_adapter)
-        del backbone, adapters  # the scoring models may need their memory
-    sampled = time.monotonic()
     _make_masks(evaluation, profile.dataset.masks, name, real=False)
-    looking = time.monotonic()
     _attend(evaluation, name, models)
-    looked = time.monotonic() - looking
     _embed(evaluation, profile, name)
-    step = scored_step(evaluation, name)
-    step.reopen()
-    rows, real_rows = score_cases(evaluation)
-    summary = summarize(rows, real_rows) if evaluation.config.variants else calibrate(real_rows)
-    write_results(step.folder, rows, real_rows, summary)
-    seconds = {"images": sampled - started, "attention": looked, "scores": time.monotonic() - sampled - looked}
-    if not evaluation.attention_plans():
-        del seconds["attention"]
-    by_part = {part: round(took, 1) for part, took in seconds.items()}
-    files = [step.folder / file for file in ("rows.jsonl", "real.jsonl", "summary.json")] + outputs(step.folder)
-    step.finish(files, {"seconds": round(time.monotonic() - started, 1), "seconds_by_part": by_part})
-    _show(name, summary)
+
+
+def _seconds_by_part(evaluation: Evaluation, name: str) -> dict[str, float]:
+    """What the shards took, loading of models aside, whoever made them; those of real images are TRAINED's."""
+    scores = [plan for *_, plan in evaluation.mask_plans(True) + evaluation.mask_plans(False)]
+    parts = {
+        "images": [plan for *_, plan in evaluation.image_plans()],
+        "attention": [plan for *_, plan in evaluation.attention_plans()],
+        "scores": [
+            plan
+            for plan in scores + evaluation.score_plans()
+            if name == TRAINED or not plan.spec.name.endswith("/real")
+        ],
+    }
+    return {
+        part: round(sum(checked_marker(plan.path).execution.get("seconds", 0.0) for plan in plans), 1)
+        for part, plans in parts.items()
+        if plans
+    }
 
 
 def _make_masks(evaluation: Evaluation, config: MasksConfig, name: str, real: bool) -> None:
@@ -76,7 +102,9 @@ def _make_masks(evaluation: Evaluation, config: MasksConfig, name: str, real: bo
     from datagen import masks
     from dreamcache.dreambooth.masked import write_pictures
 
+    started = time.monotonic()
     boxes, cutter = masks.load_engines(config)
+    log.info("masks: models loaded in %.0f s", time.monotonic() - started)
     with Progress(f"{name} masks", len(waiting), "shards") as progress:
         for done, (variant, subject) in enumerate(waiting, start=1):
             if evaluation.picture_plan(variant, subject).state() != "done":
@@ -105,12 +133,50 @@ def _embed(evaluation: Evaluation, profile: Profile, name: str) -> None:
     from dreamcache.dreambooth.embedders import load_clip, load_dino, load_dinov2
     from dreamcache.dreambooth.scoring import embed_cases
 
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device, started = "cuda" if torch.cuda.is_available() else "cpu", time.monotonic()
     embedders: dict[str, Any] = {"dino": load_dino(profile.dino, device), "clip": load_clip(profile.clip, device)}
     if profile.dinov2 is not None:
         embedders["dinov2"] = load_dinov2(profile.dinov2, device)
+    log.info("embeddings: models loaded in %.0f s", time.monotonic() - started)
     with Progress(f"{name} embeddings", len(plans), "shards") as progress:
         embed_cases(evaluation, embedders, report=_reporter(progress))
+
+
+def adapter_models(profile: Profile, run: Path, name: str) -> Models:
+    """The backbone and the adapters of one of a run's evaluations."""
+
+    @functools.cache
+    def load() -> tuple[Any, Any, str]:
+        import torch
+
+        from dreamcache import AdapterSet, load_backbone
+
+        device, started = "cuda" if torch.cuda.is_available() else "cpu", time.monotonic()
+        backbone = load_backbone(profile.backbone, device=device, dtype=getattr(torch, profile.training.dtype))
+        folder = Path(str(profile.compare_with)) if name == COMPARED else adapters_folder(run)
+        adapters = AdapterSet.from_pretrained(folder, backbone).to(device)
+        log.info("images: models loaded in %.0f s", time.monotonic() - started)
+        return backbone, adapters, device
+
+    return load
+
+
+def write_held_out_loss(profile: Profile, run: Path, models: Models) -> Path:
+    """Write the compared adapters' loss on the held-out triplets, which training logs of the run's own adapters."""
+    from dreamcache.validation import held_out_triplets, validation_loss
+
+    config, path = profile.training, held_out_file(run)
+    triplets = held_out_triplets(TripletShards(triplet_paths(run)), config.held_out, config.validation_triplets)
+    backbone, adapters, _ = models()
+    partial = path.with_suffix(".partial")
+    partial.write_text(json.dumps(validation_loss(backbone, adapters, triplets)))
+    partial.replace(path)
+    return path
+
+
+def held_out_file(run: Path) -> Path:
+    """Where that loss stands."""
+    return run / COMPARED / "held-out.json"
 
 
 def _reporter(progress: Progress) -> Callable[[dict[str, Any]], None]:

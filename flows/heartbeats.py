@@ -14,8 +14,8 @@ HEARTBEAT_SECONDS = 30  # the least that Prefect allows
 ENDS = {f"prefect.flow-run.{state}" for state in ("Completed", "Failed", "Hopeless", "Cancelled", "Crashed")}
 
 
-def watch_for_dead_blocks(client: SyncPrefectClient) -> None:
-    """Make sure that the server calls a block run crashed which falls silent, or is taken by a worker and never starts.
+def watch_for_dead_blocks(client: SyncPrefectClient, flow: str) -> None:
+    """Make sure that the server calls a flow's run crashed that falls silent, or is taken by a worker and never starts.
 
     One that lives after all, and was cut off for a while, does no harm: the run that takes its place waits for its
     lock, and finds its shards made.
@@ -23,16 +23,18 @@ def watch_for_dead_blocks(client: SyncPrefectClient) -> None:
     pending, running, heartbeat = (f"prefect.flow-run.{event}" for event in ("Pending", "Running", "heartbeat"))
     # It may die before its first heartbeat, which it sends when it runs.
     silence = timedelta(seconds=4 * HEARTBEAT_SECONDS)
-    _watch(client, "silent block runs", {running, heartbeat}, {heartbeat} | ENDS, silence)
+    _watch(client, flow, "silent runs", {running, heartbeat}, {heartbeat} | ENDS, silence)
     # A container's image may take minutes to come.
-    _watch(client, "block runs that never start", {pending}, {running} | ENDS, timedelta(minutes=15))
+    _watch(client, flow, "runs that never start", {pending}, {running} | ENDS, timedelta(minutes=15))
 
 
-def _watch(client: SyncPrefectClient, name: str, after: set[str], expect: set[str], within: timedelta) -> None:
-    name = f"dreamcache: {name}"
+def _watch(
+    client: SyncPrefectClient, flow: str, what: str, after: set[str], expect: set[str], within: timedelta
+) -> None:
+    name = f"dreamcache: {flow}: {what}"
     if client.read_automations_by_name(name):
         return
-    of_blocks = {"prefect.resource.role": "flow", "prefect.resource.name": "build-block"}
+    of_blocks = {"prefect.resource.role": "flow", "prefect.resource.name": flow}
     trigger = EventTrigger(
         match=ResourceSpecification({"prefect.resource.id": "prefect.flow-run.*"}),
         match_related=ResourceSpecification(of_blocks),

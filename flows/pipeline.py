@@ -14,6 +14,7 @@ from prefect.states import Completed, State
 from flows.artifacts import link_artifact
 from flows.build_dataset import build_dataset
 from flows.evaluate_adapters import evaluate_adapters
+from flows.forms import UNCHANGED, Settings
 from flows.plans import report_is_current
 from flows.profiles import Profile, load_profile
 from flows.report import write_report
@@ -24,9 +25,7 @@ from shards.run_folder import local_folder
 
 
 @flow(name="dreamcache-pipeline", flow_run_name="all of {run}")
-def dreamcache_pipeline(
-    profile: str = "miniature", run: str = "runs/miniature", settings: dict[str, Any] | None = None
-) -> str:
+def dreamcache_pipeline(profile: str = "miniature", run: str = "runs/miniature", settings: Settings = UNCHANGED) -> str:
     """Build the dataset, train adapters on it, evaluate them and write the report; returns the report's path.
 
     Args:

@@ -33,13 +33,17 @@ class DrawnBenchmark(BaseModel):
 
 
 class WorkersConfig(BaseModel):
-    """Where the blocks of a dataset are built: in one process, or as runs of a deployment that workers take."""
+    """Where the blocks of a dataset and of its evaluation are made: here, or as runs of deployments on workers."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     deployment: str | None = Field(
         None, pattern=".+/.+", description="a deployment of build-block, such as build-block/gpu; else in one process"
     )
+    evaluation: str | None = Field(
+        None, pattern=".+/.+", description="a deployment of evaluate-block, such as evaluate-block/gpu; else here"
+    )
+    subjects_per_block: int = Field(4, ge=1, description="of the benchmark, in a block of an evaluation")
     blocks_in_flight: int = Field(4, ge=1, le=200, description="as many as there are workers")
     retries: int = Field(3, ge=0, description="of a block whose worker died or failed for a reason that may pass")
 

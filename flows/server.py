@@ -15,6 +15,10 @@ from pathlib import Path
 
 from shards.processes import ServerProcess, end_with_parent, free_port
 
+# By default a server has the leases of concurrency slots in its memory: killed, it leaves dead runs' slots taken for
+# ever, and living runs end when they cannot renew theirs.
+LEASES_IN_FILES = "prefect.server.concurrency.lease_storage.filesystem"
+
 QUIET = {
     "DO_NOT_TRACK": "1",
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",

@@ -16,6 +16,7 @@ from prefect.states import Completed, State
 
 from flows import report_training
 from flows.artifacts import Progress, chart_artifact, pictures_artifact, table_artifact
+from flows.forms import UNCHANGED, Settings
 from flows.lock import locked
 from flows.plans import bring_for_training, check_inputs, training_step
 from flows.profiles import Profile, load_profile, record_configuration
@@ -29,9 +30,7 @@ log = logging.getLogger(__name__)
 
 
 @flow(name="train-adapters", flow_run_name="adapters of {run}")
-def train_adapters(
-    profile: str = "miniature", run: str = "runs/miniature", settings: dict[str, Any] | None = None
-) -> str:
+def train_adapters(profile: str = "miniature", run: str = "runs/miniature", settings: Settings = UNCHANGED) -> str:
     """Train adapters on the triplets in a run folder; returns their folder.
 
     Args:

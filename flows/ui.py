@@ -32,7 +32,7 @@ def ui(
     Example: dreamcache ui --port 4201
     """
     from flows.lock import locked
-    from flows.server import QUIET, start_server
+    from flows.server import LEASES_IN_FILES, QUIET, start_server
     from shards import processes
 
     if end_with_parent:
@@ -46,6 +46,7 @@ def ui(
     environment = {
         **QUIET,
         "PREFECT_HOME": str(folder.resolve()),  # nothing is read from the user's home, nor written there
+        "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": LEASES_IN_FILES,
         "PREFECT_API_URL": f"{address}/api",
         "PREFECT_UI_API_URL": f"{address}/api",
         "PREFECT_UI_STATIC_DIRECTORY": str(folder.resolve() / "ui"),

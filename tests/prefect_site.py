@@ -12,6 +12,7 @@ import httpx
 from tiny_profile import as_arguments
 
 from datagen.dataset import STAGES
+from flows.server import LEASES_IN_FILES
 from shards.processes import ServerProcess, free_port
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -53,6 +54,7 @@ def prefect_variables(home: Path) -> dict[str, str]:
     own = {"PREFECT_HOME": str(home), "PREFECT_CLI_PROMPT": "false", "PREFECT_WORKER_QUERY_SECONDS": "2"}
     # On a busy machine SQLite's locks last longer than Prefect's server waits by default.
     own |= {"PREFECT_SERVER_DATABASE_TIMEOUT": "120", "PREFECT_SERVER_DATABASE_CONNECTION_TIMEOUT": "60"}
+    own |= {"PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": LEASES_IN_FILES}
     own |= {"PREFECT_UI_ENABLED": "false", "PREFECT_API_URL": f"http://127.0.0.1:{free_port()}/api"}
     return {**os.environ, **own, "PYTHONPATH": str(ROOT)}
 
@@ -72,9 +74,10 @@ def start_server(variables: dict[str, str]) -> ServerProcess:
     return server
 
 
-def deploy(variables: dict[str, str]) -> None:
-    """Make the work pool of block runs, and their deployment."""
-    for words in ("work-pool create dreamcache-gpu --type process", "--no-prompt deploy --name gpu"):
+def deploy(variables: dict[str, str], *names: str) -> None:
+    """Make the work pool of machines with GPUs, and deployments: by default those of blocks."""
+    chosen = " ".join(f"--name {name}" for name in names or ("build-block/gpu", "evaluate-block/gpu"))
+    for words in ("work-pool create dreamcache-gpu --type process", f"--no-prompt deploy {chosen}"):
         command = [sys.executable, "-m", "prefect", *words.split()]
         done = subprocess.run(command, cwd=ROOT, env=variables, capture_output=True, text=True)
         assert done.returncode == 0, done.stdout + done.stderr
@@ -85,7 +88,7 @@ class Site:
 
     def __init__(self, folder: Path, environment: dict[str, str], settings: dict[str, object]) -> None:
         self.run, self.folder, self.environment = folder / "run", folder, environment
-        self.settings = settings | {"workers.deployment": "build-block/gpu"}
+        self.settings = settings | {"workers.deployment": "build-block/gpu", "workers.evaluation": "evaluate-block/gpu"}
         self.workers: list[ServerProcess] = []
         self.open = contextlib.ExitStack()
         self.plans = self._workers = 0
@@ -99,8 +102,8 @@ class Site:
             self.workers.append(worker)
         self._workers += count
 
-    def plan(self) -> "subprocess.Popen[str]":
-        arguments = ["build-dataset", "--run", str(self.run), *as_arguments(self.settings)]
+    def plan(self, command: str = "build-dataset") -> "subprocess.Popen[str]":
+        arguments = [command, "--run", str(self.run), *as_arguments(self.settings)]
         with (self.folder / f"plan-{self.plans}.log").open("w") as log:
             process = subprocess.Popen(
                 [sys.executable, "-c", PLANNING, *arguments],

@@ -61,18 +61,19 @@ def _check_dreamcache(arguments: list[str]) -> None:
 def _check_deployment(arguments: list[str]) -> None:
     """A deployment that prefect.yaml lists, with parameters of its flow and settings of its profile."""
     listed = yaml.safe_load((ROOT / "prefect.yaml").read_text(encoding="utf-8"))["deployments"]
-    flows = {}
+    flows, profiles = {}, {}
     for one in listed:
         file, function = one["entrypoint"].split(":")
         flow = getattr(importlib.import_module(file.removesuffix(".py").replace("/", ".")), function)
         flows[f"{flow.name}/{one['name']}"] = flow
+        profiles[f"{flow.name}/{one['name']}"] = one.get("parameters", {}).get("profile", "miniature")
     name, *rest = arguments
     assert name in flows, f"there is no deployment {name}{nearest_of(name, flows)}"
     assert rest[::2] == ["--param"] * len(rest[1::2]), f"{rest} are not pairs of --param and NAME=VALUE"
     given = parse_settings(rest[1::2])
     unknown = given.keys() - flows[name].parameters.properties.keys()
     assert not unknown, f"{name} has no parameter {unknown}"
-    load_profile(name.partition("/")[2], given.get("settings", {}))
+    load_profile(profiles[name], given.get("settings", {}))
 
 
 def check_help(command: str) -> None:

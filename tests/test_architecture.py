@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from flows.profiles import load_profile
+
 ROOT = Path(__file__).resolve().parents[1]
 
 # A package may import itself and these of ours, no others.
@@ -71,7 +73,7 @@ def test_light_imports_stay_light(modules: str) -> None:
 
 def test_deployments_resolve() -> None:
     deployments = yaml.safe_load((ROOT / "prefect.yaml").read_text(encoding="utf-8"))["deployments"]
-    names = set()
+    names, submits_to = set(), set()
     for deployment in deployments:
         file, function = deployment["entrypoint"].split(":")
         flow = getattr(importlib.import_module(file.removesuffix(".py").replace("/", ".")), function)
@@ -79,8 +81,14 @@ def test_deployments_resolve() -> None:
         unknown = set(deployment.get("parameters", {})) - set(flow.parameters.properties)
         assert not unknown, f"{flow.name}/{deployment['name']}: no parameter {unknown}"
         names.add(f"{flow.name}/{deployment['name']}")
+        if "parameters" in deployment:
+            given = deployment["parameters"]
+            workers = load_profile(given["profile"], given.get("settings")).workers
+            submits_to |= {workers.deployment, workers.evaluation} - {None}
     flows = ("build-dataset", "train-adapters", "evaluate-adapters", "evaluate-images", "dreamcache-pipeline")
-    assert names == {f"{flow}/{profile}" for flow in flows for profile in ("miniature", "full")} | {"build-block/gpu"}
+    by_workers = {"build-block/gpu", "build-dataset/workers", "evaluate-block/gpu", "evaluate-adapters/workers"}
+    assert names == {f"{flow}/{profile}" for flow in flows for profile in ("miniature", "full")} | by_workers
+    assert submits_to == {"build-block/gpu", "evaluate-block/gpu"}
 
 
 def test_files_stay_short() -> None:

@@ -48,7 +48,8 @@ class Evaluation:
     out, run by the caller on `mask_plan`; it serves masked metrics, and references that have no mask beside them.
     Without it such a reference is taken as it is, background and all, and the rows say so. `given` maps the keys of
     cases to image files. `real_folder` is for the shards of real images, where several evaluations share them.
-    `attention` says of how many of the gallery's subjects attention maps are made.
+    `attention` says of how many of the gallery's subjects attention maps are made. `block` are the numbers of the
+    subjects that this is about, so that several processes share the work; None for all.
     """
 
     folder: Path
@@ -59,16 +60,18 @@ class Evaluation:
     given: Mapping[str, Path] | None = None
     real_folder: Path | None = None
     attention: int = 0
+    block: range | None = None
 
     @property
     def subjects(self) -> list[Subject]:
-        """The subjects that are evaluated, in order."""
-        return spread(self.benchmark.subjects, self.config.subjects)
+        """The subjects that are evaluated, in order; those of the block where there is one."""
+        return self._of_block(spread(self.benchmark.subjects, self.config.subjects))
 
     @property
     def gallery(self) -> list[Subject]:
         """The subjects whose images a report shows: by their places in the order, never by how they came out."""
-        return self.subjects[:: max(1, len(self.subjects) // GALLERY_SUBJECTS)]
+        subjects = replace(self, block=None).subjects
+        return subjects[:: max(1, len(subjects) // GALLERY_SUBJECTS)]
 
     @property
     def sampled_variants(self) -> list[Variant]:
@@ -117,9 +120,8 @@ class Evaluation:
     def real_masks(self, subject: Subject) -> dict[Path, bytes | None]:
         """The masks of a subject's real images (PNG, L): those beside the images, else what the mask stage found."""
         beside = {image: subject.mask(image) for image in subject.images}
-        found = dict[str, bytes]()
-        if any(plan.state() == "done" for plan in self._real_mask_plans(subject)):
-            found = self.found_masks(None, subject)
+        made = any(plan.state() == "done" for plan in self._real_mask_plans(subject))
+        found = self.found_masks(None, subject) if made else {}
         return {
             image: mask.read_bytes() if mask is not None else found.get(subject.image_key(image))
             for image, mask in beside.items()
@@ -133,10 +135,9 @@ class Evaluation:
         plan = self.mask_plan(variant, subject)
         if plan.state() != "done":
             raise ValueError(f"{plan.path}: masks not made yet, or by other settings; run the mask stage first")
-        records = read_tar_records(plan.path)
         return {
             key: parts["mask.png"]
-            for key, parts in records
+            for key, parts in read_tar_records(plan.path)
             if "mask.png" in parts and json.loads(parts["json"])["score"] >= self.config.min_box_score
         }
 
@@ -166,8 +167,7 @@ class Evaluation:
         """The shard of the embeddings of a subject's images, of its real ones for None; kinds are of `EMBEDDINGS`."""
         models = {name: self.models[name] for name in EMBEDDINGS[kind]}
         sources = [self.image_plan(variant, subject)] if variant in self.sampled_variants else []
-        preprocessing = {name: PREPROCESSING[name] for name in EMBEDDINGS[kind]}
-        settings = {**self._files(variant, subject), "preprocessing": preprocessing}
+        settings = {**self._files(variant, subject), "preprocessing": {name: PREPROCESSING[name] for name in models}}
         return self._plan(f"{kind}/{variant or 'real'}", EMBEDDINGS_VERSION, settings, models, subject, sources)
 
     def picture_plan(self, variant: Variant | None, subject: Subject) -> ShardPlan:
@@ -192,8 +192,8 @@ class Evaluation:
             "preprocessing": {name: PREPROCESSING[name] for name in models},
         }
         if variant is None:
-            masks = {path.name: mask for path, mask in self.real_masks(subject).items()}
-            settings["masks"] = {name: mask and hashlib.sha256(mask).hexdigest() for name, mask in masks.items()}
+            masks = self.real_masks(subject).items()
+            settings["masks"] = {path.name: mask and hashlib.sha256(mask).hexdigest() for path, mask in masks}
             sources = self._real_mask_plans(subject)
         else:
             sources = [self.image_plan(variant, subject)] if variant in self.sampled_variants else []
@@ -223,7 +223,7 @@ class Evaluation:
     def attention_plans(self) -> list[tuple[Subject, ShardPlan]]:
         """The shards of attention maps: of the gallery's first subjects; none without adapters."""
         count = self.attention if "adapters" in self.config.variants else 0
-        return [(subject, self.attention_plan(subject)) for subject in self.gallery[:count]]
+        return [(subject, self.attention_plan(subject)) for subject in self._of_block(self.gallery[:count])]
 
     def image_plans(self) -> list[tuple[Variant, Subject, ShardPlan]]:
         """All shards of sampled images, in the order in which they are made."""
@@ -239,7 +239,7 @@ class Evaluation:
         if self.mask_stage is None:
             return []
         if real:  # a wrong reference may be of a subject that is not evaluated itself
-            return [(None, s, plan) for s in self.benchmark.subjects for plan in self._real_mask_plans(s)]
+            return [(None, s, p) for s in self._of_block(self.benchmark.subjects) for p in self._real_mask_plans(s)]
         return [(v, s, self.mask_plan(v, s)) for v in self.masked_variants for s in self.subjects]
 
     def masked_plans(self) -> list[tuple[Variant | None, Subject, ShardPlan]]:
@@ -261,6 +261,9 @@ class Evaluation:
         """Why shards have to be made, one line a reason; empty when all is up to date."""
         return [line for plan in self.plans() for line in plan.changes()]
 
+    def _of_block(self, subjects: Sequence[Subject]) -> list[Subject]:
+        return [s for s in subjects if self.block is None or self.benchmark.subjects.index(s) in self.block]
+
     def _real_mask_plans(self, subject: Subject) -> list[ShardPlan]:
         """The shard of the masks of a subject's real images; none where they all lie beside them."""
         beside = all(subject.mask(image) for image in subject.images)
@@ -268,8 +271,7 @@ class Evaluation:
 
     def _case_settings(self, subject: Subject) -> dict[str, object]:
         prompts = {f"{case.prompt_index:02d}": case.prompt for case in self.cases(subject)}
-        config = self.config
-        return {"prompts": prompts, "images_per_prompt": config.images_per_prompt, "seed": config.seed}
+        return {"prompts": prompts, "images_per_prompt": self.config.images_per_prompt, "seed": self.config.seed}
 
     def _files(self, variant: Variant | None, subject: Subject) -> dict[str, object]:
         """What a shard of images that were not sampled depends on: the cases, and the files by digest."""

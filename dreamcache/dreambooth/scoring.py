@@ -80,33 +80,31 @@ def embed_shard(
     from dreamcache.dreambooth.embedders import open_image
 
     records, images = read_images(evaluation, variant, subject)
-    rejects: list[tuple[dict[str, Any], str]] = []
-    if kind == "masked":
-        masks, kept = read_masks(evaluation, variant, subject), []
-        for record, image in zip(records, images, strict=True):
-            mask = masks.get(record["key"])
-            try:
-                alone = mask and subject_alone(open_image(image), mask, evaluation.config.background)
-            except ValueError as error:
-                raise ValueError(f"{variant or 'real'} image {record['key']}: {error}") from error
-            if alone:
-                kept.append((record, alone))
-            else:
-                rejects.append((record, "subject not found"))
-        records, images = [record for record, _ in kept], [image for _, image in kept]
-    used = {name: embedders[name] for name in EMBEDDINGS.get(kind, EMBEDDINGS["embeddings"])}
-    embeddings = {name: one.embed_images(images, batch_size).numpy() for name, one in used.items()}
-    if variant == "copy-paste":
-        embeddings = {name: np.repeat(rows, len(records), axis=0) for name, rows in embeddings.items()}
-    text: dict[str, np.ndarray] = {}
-    if variant is not None and kind == "embeddings":
-        prompts = sorted({record["prompt"] for record in records})
-        clip = cast("ClipEmbedder", embedders["clip"])
-        text = dict(zip(prompts, clip.embed_prompts(prompts, batch_size).numpy(), strict=True)) if prompts else {}
+    masks = read_masks(evaluation, variant, subject) if kind == "masked" else {}
     device = str(embedders["dino"].model.device)
-    with plan.writing({"batch_size": batch_size, "device": device}, len(records) + len(rejects)) as out:
-        for record, reason in rejects:
-            out.reject(record, reason)
+    with plan.writing({"batch_size": batch_size, "device": device}, len(records)) as out:
+        if kind == "masked":
+            kept = []
+            for record, image in zip(records, images, strict=True):
+                mask = masks.get(record["key"])
+                try:
+                    alone = mask and subject_alone(open_image(image), mask, evaluation.config.background)
+                except ValueError as error:
+                    raise ValueError(f"{variant or 'real'} image {record['key']}: {error}") from error
+                if alone:
+                    kept.append((record, alone))
+                else:
+                    out.reject(record, "subject not found")
+            records, images = [record for record, _ in kept], [image for _, image in kept]
+        used = {name: embedders[name] for name in EMBEDDINGS.get(kind, EMBEDDINGS["embeddings"])}
+        embeddings = {name: one.embed_images(images, batch_size).numpy() for name, one in used.items()}
+        if variant == "copy-paste":
+            embeddings = {name: np.repeat(rows, len(records), axis=0) for name, rows in embeddings.items()}
+        text: dict[str, np.ndarray] = {}
+        if variant is not None and kind == "embeddings":
+            prompts = sorted({record["prompt"] for record in records})
+            clip = cast("ClipEmbedder", embedders["clip"])
+            text = dict(zip(prompts, clip.embed_prompts(prompts, batch_size).numpy(), strict=True)) if prompts else {}
         for index, record in enumerate(records):
             tensors = {name: np.ascontiguousarray(rows[index]) for name, rows in embeddings.items()}
             if text:

@@ -1,0 +1,131 @@
+"""Evaluations cut into blocks, of very small models: the bytes of one process, and no image before its references.
+
+The workers are played by the process of the test; real ones are in test_flows_evaluation_workers.py.
+"""
+
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from prefect import flow
+from tiny_profile import tiny_settings
+
+from dreamcache import AdapterSet, load_backbone
+from flows import evaluation_workers
+from flows.dispatch import Workers
+from flows.evaluate_adapters import evaluate
+from flows.evaluate_block import evaluate_block
+from flows.evaluation_plans import adapters_folder, evaluation_of, evaluations
+from flows.evaluation_workers import make_on_workers
+from flows.profiles import Profile, load_profile, record_configuration
+from flows.server import prefect_server
+
+
+@pytest.fixture(scope="module", autouse=True)
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    with prefect_server(tmp_path_factory.mktemp("server"), meanwhile=tiny_settings) as address:
+        yield address
+
+
+@pytest.fixture(scope="module")
+def profile(tmp_path_factory: pytest.TempPathFactory) -> Profile:
+    """Without masks beside the benchmark's images, two subjects a block."""
+    benchmark = tmp_path_factory.mktemp("evaluation") / "benchmark"
+    shutil.copytree(tiny_settings()["benchmark"], benchmark)
+    for mask in benchmark.glob("*/*.mask.png"):
+        mask.unlink()
+    changed = {"benchmark": str(benchmark), "compare_with": None, "sweep.text_scales": [], "sweep.image_scales": [0.5]}
+    changed |= {"evaluation.prompts": 1}
+    workers = {"workers.evaluation": "evaluate-block/gpu", "workers.subjects_per_block": 2}
+    return load_profile("miniature", tiny_settings() | changed | workers)
+
+
+@pytest.fixture(scope="module")
+def adapters(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Adapters that change what is sampled, which those do not that training starts from."""
+    folder, backbone = tmp_path_factory.mktemp("adapters"), load_backbone(tiny_settings()["backbone"])
+    made = AdapterSet.from_pretrained(tiny_settings()["compare_with"], backbone)
+    torch.manual_seed(0)
+    for parameter in made.parameters():
+        parameter.data.add_(0.5 * torch.randn_like(parameter))
+    made.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def run_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, profile: Profile, adapters: Path
+) -> Callable[[str], Path]:
+    monkeypatch.setattr("flows.plans.training_step", lambda *_: SimpleNamespace(changes=list))
+
+    def make(name: str) -> Path:
+        shutil.copytree(adapters, adapters_folder(tmp_path / name))
+        record_configuration(tmp_path / name, profile)
+        return tmp_path / name
+
+    return make
+
+
+@flow(name="evaluate-tiny")
+def evaluate_tiny(profile: Profile, run: Path) -> None:
+    make_on_workers(profile, run)
+    for name in evaluations(profile):
+        evaluate(profile, run, name)
+
+
+def bytes_of(run: Path) -> dict[str, bytes]:
+    files = [path for suffix in ("tar", "jsonl") for path in run.rglob(f"*.{suffix}")] + [*run.rglob("summary.json")]
+    return {str(path.relative_to(run)): path.read_bytes() for path in files}
+
+
+def test_blocks_make_the_bytes_of_one_process(
+    profile: Profile, run_folder: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alone, shared, asked = run_folder("alone"), run_folder("shared"), list[dict[str, Any]]()
+    here = profile.model_copy(update={"workers": profile.workers.model_copy(update={"evaluation": None})})
+    evaluate_tiny(here, alone)
+
+    def made_on_workers(workers: Workers, next_block: Callable[[], Any], so_far: Callable[[], str]) -> Iterator[Any]:
+        assert workers.deployment == "evaluate-block/gpu"
+        under_way = list[Any]()
+        while True:
+            while (block := next_block()) is not None:
+                under_way.append(block)
+            if not under_way:
+                break
+            done = under_way.pop()  # the last begun is the first to end
+            asked.append(done.parameters)
+            assert not done.is_made()
+            evaluate_block(**workers.parameters, **done.parameters)
+            assert done.is_made()
+            yield done
+        assert so_far() == "5 of 5 blocks finished"
+
+    monkeypatch.setattr(evaluation_workers, "made_on_workers", made_on_workers)
+    evaluate_tiny(profile, shared)
+    found = bytes_of(shared)
+    assert found == bytes_of(alone) and {"evaluation/rows.jsonl", "real/masks/real/00003.tar"} <= found.keys()
+    assert found["evaluation/images/adapters/00000.tar"] != found["evaluation/images/wrong-reference/00000.tar"]
+    order = [(one["evaluation"], one["references"], one["first"], one["last"]) for one in asked]
+    assert order[:2] == [("evaluation", True, 2, 3), ("evaluation", True, 0, 1)]
+    assert sorted(order[2:]) == [
+        ("evaluation", False, 0, 1),
+        ("evaluation", False, 2, 3),
+        ("sweep/image-0.5", False, 0, 2),  # two of the four, spread
+    ]
+    asked.clear()
+    evaluate_tiny(profile, shared)
+    assert asked == [] and bytes_of(shared) == found
+
+
+def test_a_block_is_of_its_subjects_alone(profile: Profile, run_folder: Callable[[str], Path]) -> None:
+    whole = evaluation_of(profile, run_folder("run"), "evaluation")
+    parts = [replace(whole, block=numbers) for numbers in (range(0, 1), range(1, 4))]
+    assert [[subject.name for subject in part.subjects] for part in parts] == [["cup_0"], ["cup_1", "cup_2", "cat"]]
+    assert sorted(plan.path for part in parts for plan in part.plans()) == sorted(plan.path for plan in whole.plans())
+    assert parts[0].gallery == whole.gallery
