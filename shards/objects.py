@@ -47,7 +47,8 @@ class Objects:
 
         self.url = url
         self._is_s3 = url.partition("://")[0] in ("s3", "s3a")
-        options: dict[str, Any] = {"use_listings_cache": False}
+        # By the address and keys that are in the environment now: a cached instance has those that were.
+        options: dict[str, Any] = {"use_listings_cache": False, "skip_instance_cache": True}
         if self._is_s3:  # botocore's own tries would be made for each of ours
             options["config_kwargs"] = {"retries": {"mode": "standard", "total_max_attempts": 1}}
         try:

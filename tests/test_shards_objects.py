@@ -3,7 +3,6 @@
 import sys
 from collections.abc import Iterator
 
-import fsspec
 import pytest
 from object_store import ObjectStore, object_store
 
@@ -19,7 +18,6 @@ def server() -> Iterator[ObjectStore]:
 @pytest.fixture(autouse=True)
 def no_fault(server: ObjectStore) -> None:
     server.fault = lambda method, key: None
-    fsspec.filesystem("s3").clear_instance_cache()
 
 
 @pytest.mark.parametrize("url", ["s3://bucket/conditions/run", "memory://conditions/run"])
@@ -75,13 +73,11 @@ def test_wrong_names_are_one_line(server: ObjectStore, monkeypatch: pytest.Monke
         ValueError, match=r"^s3://bucket/run: access denied \(.*\): check the credentials and the bucket"
     ):
         Objects("s3://bucket/run").listing()
-    fsspec.filesystem("s3").clear_instance_cache()
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.delenv(name)
     with pytest.raises(ValueError, match="^s3://bucket/run: no credentials"):
         Objects("s3://bucket/run").listing()
-    fsspec.filesystem("s3").clear_instance_cache()
     monkeypatch.setitem(sys.modules, "s3fs", None)
     monkeypatch.delitem(sys.modules["fsspec.registry"]._registry, "s3")
     with pytest.raises(ValueError, match=r"needs one more package: pip install 'dreamcache-pipeline\[s3\]'$"):
