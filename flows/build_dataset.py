@@ -22,7 +22,7 @@ from flows.server import end_with_worker
 from flows.workers import AFTER, BEFORE, DEDUP, built_on_workers
 from shards.markers import read_marker
 from shards.run_folder import run_folder
-from shards.store import bring, url_of
+from shards.store import bring, place_of
 from shards.transfer import send
 from shards.triplets import TripletShards
 
@@ -49,9 +49,9 @@ def build_dataset(profile: str = "miniature", run: str = "runs/miniature", setti
         build(chosen.dataset, folder, Workers.of(chosen, folder, chosen.workers.deployment))
         if describe(folder, chosen):
             card = folder / "triplets" / "README.md"
-            log.info("dataset: described in %s", url_of(card) or card)
+            log.info("dataset: described in %s", place_of(card))
         send(folder, "triplets")
-    return url_of(folder / "triplets") or str(folder / "triplets")
+    return place_of(folder / "triplets")
 
 
 def build(config: DatasetConfig, run: Path, workers: Workers | None = None) -> list[Path]:

@@ -32,7 +32,7 @@ from flows.picture_commands import PICTURE_COMMANDS
 from flows.profiles import Profile, changed_settings
 from flows.run_commands import RUN_COMMANDS
 from shards.run_folder import as_url, needs_a_folder
-from shards.store import url_of
+from shards.store import place_of
 
 app = typer.Typer(
     name="dreamcache",
@@ -203,7 +203,7 @@ def _plan_then_run(
 
     reasons = pending(name, profile, run)
     if not reasons:
-        print(f"All is up to date in {url_of(run) or run}.")
+        print(f"All is up to date in {place_of(run)}.")
     elif dry_run:
         print("\n".join(reasons))
     else:

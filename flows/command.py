@@ -17,7 +17,7 @@ from flows.messages import TOLD, quiet_libraries
 from flows.profiles import Profile, load_profile
 from flows.settings import parse_settings
 from shards.run_folder import local_folder, run_folder
-from shards.store import url_of
+from shards.store import place_of, url_of
 
 ProfileOption = Annotated[str, typer.Option("--profile", "-p", help="miniature (CPU, ships here) or full (GPU)")]
 RunOption = Annotated[Path | None, typer.Option("--run", "-r", help="the run folder", show_default="runs/PROFILE")]
@@ -60,7 +60,7 @@ def existing_run(run: Path, writing: bool = False) -> Path:
     except RuntimeError as error:
         fail(error, 1)
     if not folder.is_dir() or (url_of(folder) and not (folder / "config.json").is_file()):
-        fail(f"there is no run folder {url_of(folder) or run}", 2)
+        fail(f"there is no run folder {place_of(folder)}", 2)
     return folder
 
 
@@ -72,7 +72,7 @@ def run_flow(command: str, profile: str, run: Path, settings: dict[str, Any], de
 
     submits = bool(settings.get(SUBMITTED_BY.get(command, "")))  # and the workers need the models
     with prefect_server(run / "prefect", meanwhile=lambda: _flows(torch=not submits)):
-        _flows(torch=not submits)[command](profile=profile, run=url_of(run) or str(run), settings=settings, **more)
+        _flows(torch=not submits)[command](profile=profile, run=place_of(run), settings=settings, **more)
     print(f"Done in {time.monotonic() - started:.0f} s.")
 
 

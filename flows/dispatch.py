@@ -24,7 +24,7 @@ from prefect.settings import PREFECT_API_URL
 from flows.block_runs import HOPELESS
 from flows.heartbeats import HEARTBEAT_SECONDS, watch_for_dead_blocks
 from flows.profiles import Profile, WorkersConfig, changed_settings
-from shards.store import url_of
+from shards.store import place_of
 
 log = logging.getLogger(__name__)
 
@@ -49,7 +49,7 @@ class Workers:
         if deployment is None:
             return None
         # The same folder has to be meant on every machine, whatever the working directory there.
-        folder = url_of(run) or str(run.resolve())
+        folder = place_of(run.resolve())
         parameters = {"profile": profile.name, "run": folder, "settings": changed_settings(profile)}
         return cls(deployment, profile.workers, parameters, f"run:{folder}")
 

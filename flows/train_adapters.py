@@ -22,7 +22,7 @@ from flows.plans import bring_for_training, check_inputs, training_step
 from flows.profiles import Profile, load_profile, record_configuration
 from flows.server import end_with_worker
 from shards.run_folder import run_folder
-from shards.store import url_of
+from shards.store import place_of
 from shards.transfer import send
 from shards.triplets import triplet_paths
 
@@ -46,8 +46,7 @@ def train_adapters(profile: str = "miniature", run: str = "runs/miniature", sett
         record_configuration(folder, chosen)
         train(chosen, folder)
         send(folder, "config.json", "training")
-    adapters = folder / "training" / "adapters"
-    return url_of(adapters) or str(adapters)
+    return place_of(folder / "training" / "adapters")
 
 
 @task(task_run_name="training", cache_policy=NO_CACHE)

@@ -18,7 +18,7 @@ from flows.progress import Progress
 from flows.steps import BEGUN, MARKER
 from shards.files import TEMPORARY, remove_leftovers
 from shards.markers import FileState
-from shards.store import remove, url_of
+from shards.store import place_of, remove
 from shards.transfer import copy_here
 from shards.verify import STRAY, Fault, damage, shard_faults
 
@@ -68,7 +68,7 @@ class Verification:
         """What was found, as JSON values."""
         faults = [{"file": str(fault.path.relative_to(self.run)), "problem": fault.problem} for fault in self.faults]
         found = {"faults": faults, "outdated": self.outdated, "unchecked": self.unchecked}
-        return {"run": url_of(self.run) or str(self.run), "right": not self.lines, **found}
+        return {"run": place_of(self.run), "right": not self.lines, **found}
 
     def _dataset(self) -> Dataset | None:
         if self.profile is None:
@@ -168,14 +168,14 @@ def verify_run(run: Path, make_again: Callable[[str, Profile], None] | None = No
             for line in (*found.lines, *(f"not checked: {text}" for text in found.unchecked)):
                 print(line, flush=True)
             if not found.lines:
-                print(f"{url_of(run) or run}: every marker, checksum, count and key is right.")
+                print(f"{place_of(run)}: every marker, checksum, count and key is right.")
                 break
             if rounds_left:
                 found.withdraw()
         if rounds_left and make_again:
             if found.profile is None:
                 raise ValueError(
-                    f"{url_of(run) or run} was imported or merged: give that command again to make what was withdrawn"
+                    f"{place_of(run)} was imported or merged: give that command again to make what was withdrawn"
                 )
             for command in found.commands():
                 make_again(command, found.profile)

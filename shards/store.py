@@ -245,6 +245,11 @@ def url_of(path: Path) -> str | None:
     return None if store is None else f"{store.url}/{store.key(path)}".removesuffix("/.")
 
 
+def place_of(path: Path) -> str:
+    """Where a path lies for people and other machines: its URL, or the path itself as it was given."""
+    return url_of(path) or str(path)
+
+
 def look_again(run: Path) -> bool:
     """Take note of what others put into a run's store; False for a local folder, which needs no such look."""
     store = store_of(run)

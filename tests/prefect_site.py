@@ -5,7 +5,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import httpx
@@ -81,6 +81,18 @@ def deploy(variables: dict[str, str], *names: str) -> None:
         command = [sys.executable, "-m", "prefect", *words.split()]
         done = subprocess.run(command, cwd=ROOT, env=variables, capture_output=True, text=True)
         assert done.returncode == 0, done.stdout + done.stderr
+
+
+@contextlib.contextmanager
+def server_of_blocks(home: Path) -> Iterator[dict[str, str]]:
+    """A server with the deployments of blocks that workers take, as the environment of its users."""
+    variables = prefect_variables(home)
+    server = start_server(variables)
+    try:
+        deploy(variables)
+        yield variables
+    finally:
+        server.stop()
 
 
 class Site:

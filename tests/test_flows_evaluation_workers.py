@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from prefect_site import ROOT, Site, deploy, prefect_variables, start_server, until
+from prefect_site import ROOT, Site, server_of_blocks, until
 from tiny_profile import as_arguments, tiny_settings
 
 from shards.files import TEMPORARY
@@ -52,13 +52,8 @@ def _dreamcache(command: str, run: Path, settings: dict[str, object]) -> None:
 
 @pytest.fixture(scope="module")
 def environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
-    variables = prefect_variables(tmp_path_factory.mktemp("prefect"))
-    server = start_server(variables)
-    try:
-        deploy(variables)
+    with server_of_blocks(tmp_path_factory.mktemp("prefect")) as variables:
         yield variables
-    finally:
-        server.stop()
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from object_store import ObjectStore, object_store
-from prefect_site import Site, bytes_of, deploy, prefect_variables, start_server
+from prefect_site import Site, bytes_of, server_of_blocks
 from tiny_datagen import build_alone
 from tiny_profile import tiny_settings
 
@@ -25,13 +25,8 @@ def store() -> Iterator[ObjectStore]:
 
 @pytest.fixture(scope="module")
 def environment(store: ObjectStore, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
-    variables = prefect_variables(tmp_path_factory.mktemp("prefect"))
-    server = start_server(variables)
-    try:
-        deploy(variables)
+    with server_of_blocks(tmp_path_factory.mktemp("prefect")) as variables:
         yield variables
-    finally:
-        server.stop()
 
 
 @pytest.mark.parametrize("mirrors", ["own", "shared"])

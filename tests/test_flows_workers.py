@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from prefect_site import Site, bytes_of, deploy, prefect_variables, start_server, until
+from prefect_site import Site, bytes_of, server_of_blocks, until
 from tiny_datagen import build_alone
 from tiny_profile import tiny_settings
 
@@ -38,14 +38,8 @@ def expected(settings: dict[str, object], tmp_path_factory: pytest.TempPathFacto
 
 @pytest.fixture(scope="module")
 def environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
-    """A server with its work pool and the deployment of prefect.yaml, as the environment of their users."""
-    variables = prefect_variables(tmp_path_factory.mktemp("prefect"))
-    server = start_server(variables)
-    try:
-        deploy(variables)
+    with server_of_blocks(tmp_path_factory.mktemp("prefect")) as variables:
         yield variables
-    finally:
-        server.stop()
 
 
 def loads(site: Site) -> dict[str, int]:

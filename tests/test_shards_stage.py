@@ -11,6 +11,7 @@ import textwrap
 from pathlib import Path
 
 import pytest
+from word_shards import WORDS, write_words
 
 from shards import files
 from shards.files import read_json_lines
@@ -18,23 +19,10 @@ from shards.markers import checked_marker, marker_path, read_marker, rejects_pat
 from shards.stage import ShardPlan, StageSpec, plan_shard
 
 ROOT = Path(__file__).resolve().parents[1]
-WORDS = StageSpec("words", 1, {"letters": 3, "nested": {"a": 1}})
 
 
 def upper_spec(**settings: object) -> StageSpec:
     return StageSpec("upper", 1, {"suffix": "!", **settings}, {"model": "sha256:aaa"}, ".tar")
-
-
-def write_words(run: Path, words: list[str], index: int = 0, spec: StageSpec = WORDS) -> ShardPlan:
-    plan = plan_shard(run, spec, index)
-    with plan.writing(records_in=len(words)) as out:
-        for number, word in enumerate(words):
-            record = {"key": f"{index}-{number}", "word": word}
-            if len(word) >= 3:
-                out.add(record)
-            else:
-                out.reject(record, "too short", length=len(word))
-    return plan
 
 
 def write_upper(run: Path, spec: StageSpec | None = None, index: int = 0) -> ShardPlan:

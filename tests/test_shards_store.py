@@ -12,6 +12,7 @@ import pytest
 from kill_points import in_a_child, points_reached
 from object_store import ObjectStore, object_store, open_anew
 from tiny_triplets import write_tiny_triplets
+from word_shards import write_words as write_word_shard
 
 from shards import objects, store
 from shards.files import TEMPORARY, read_json_lines
@@ -45,15 +46,7 @@ def url(request: pytest.FixtureRequest) -> str:
 
 
 def write_words(run: Path, words: tuple[str, ...] = ("abc", "d", "efg"), spec: StageSpec = WORDS) -> ShardPlan:
-    plan = plan_shard(run, spec, 0)
-    with plan.writing(records_in=len(words)) as out:
-        for number, word in enumerate(words):
-            record = {"key": f"{number}", "word": word}
-            if len(word) >= 3:
-                out.add(record)
-            else:
-                out.reject(record, "too short")
-    return plan
+    return write_word_shard(run, [*words], spec=spec)
 
 
 def upper_plan(run: Path, ending: str = "!") -> ShardPlan:
