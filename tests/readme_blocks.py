@@ -1,4 +1,4 @@
-"""What README.md shows to be run: its blocks of commands and Python, and the names that stand in its sentences.
+"""What the documents show to be run: their blocks of commands and Python, and the names that stand in their sentences.
 
 A block is fenced, or indented by four columns more than its list. An HTML comment before it, which readers do not see,
 says what is not true of every block:
@@ -14,14 +14,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-README = ROOT / "README.md"
+DOCUMENTS = ("README.md", "CONTRIBUTING.md", "docs/full-models.md")
 PROGRAMS = ("dreamcache", "make", "python", "torchrun", "prefect", "export")
 
 
 @dataclass(frozen=True)
 class Block:
-    """A block of README.md: its first line's number, its language ("python" or ""), its text, the comment before it."""
+    """A block: its document, its first line, its language ("python" or ""), its text, the comment before it."""
 
+    document: str
     line: int
     language: str
     text: str
@@ -35,13 +36,18 @@ class Block:
     def is_text(self) -> bool:
         return self.comment == "text"
 
-    def commands(self) -> list[tuple[int, str]]:
-        """Its command lines with their numbers; where some have a `$`, the others are what those print."""
+    @property
+    def place(self) -> str:
+        """Where it begins, such as README.md:12."""
+        return f"{self.document}:{self.line}"
+
+    def commands(self) -> list[tuple[str, str]]:
+        """Its command lines with their places; where some have a `$`, the others are what those print."""
         if self.language == "python" or self.is_text:
             return []
-        lines = list(enumerate(self.text.splitlines(), self.line))
-        prompted = [(number, line[2:]) for number, line in lines if line.startswith("$ ")]
-        return prompted or [(number, line) for number, line in lines if line.strip()]
+        lines = [(f"{self.document}:{number}", line) for number, line in enumerate(self.text.splitlines(), self.line)]
+        prompted = [(place, line[2:]) for place, line in lines if line.startswith("$ ")]
+        return prompted or [(place, line) for place, line in lines if line.strip()]
 
     def printed(self) -> list[str]:
         """The lines that its commands are said to print."""
@@ -50,8 +56,13 @@ class Block:
         return [line for line in lines if shown and not line.startswith("$ ") and line != "..."]
 
 
-def blocks(text: str) -> list[Block]:
-    """All blocks of a Markdown text, in order."""
+def read(document: str) -> str:
+    """The text of a document of the repository."""
+    return (ROOT / document).read_text(encoding="utf-8")
+
+
+def blocks(document: str, text: str) -> list[Block]:
+    """All blocks of a document's Markdown text, in order."""
     found: list[Block] = []
     lines, comment, listed, number = text.splitlines(), "", 0, 0
     while number < len(lines):
@@ -62,17 +73,17 @@ def blocks(text: str) -> list[Block]:
         elif fence := re.fullmatch(r"( *)```(\w*)", line):
             end = next(place for place in range(number + 1, len(lines)) if lines[place].strip() == "```")
             inside = [part[len(fence[1]) :] for part in lines[number + 1 : end]]
-            found.append(Block(number + 2, fence[2], "\n".join(inside), comment))
+            found.append(Block(document, number + 2, fence[2], "\n".join(inside), comment))
             comment, number = "", end
         elif line.strip() and indent >= listed + 4 and (after_blank or "-->" in lines[number - 1]):
             end = number
             while end < len(lines) and (not lines[end].strip() or lines[end].startswith(" " * (listed + 4))):
                 end += 1
             inside = [part[listed + 4 :] for part in lines[number:end]]
-            found.append(Block(number + 1, "", "\n".join(inside).rstrip(), comment))
+            found.append(Block(document, number + 1, "", "\n".join(inside).rstrip(), comment))
             comment, number = "", end - 1
         elif line.strip():
-            assert not comment, f"README.md:{number + 1}: no block follows the comment {comment!r}"
+            assert not comment, f"{document}:{number + 1}: no block follows the comment {comment!r}"
             item = re.match(r"(\d+\. |- )", line)
             listed = len(item[0]) if item else (listed if indent >= 2 else 0)
         number += 1
@@ -87,13 +98,15 @@ def words(command: str) -> list[str]:
     return [Path(split[0]).name, *split[1:]] if split else []
 
 
-def spans(text: str) -> list[tuple[int, str]]:
-    """What stands between backquotes in sentences, with its line's number."""
+def spans(document: str, text: str) -> list[tuple[str, str]]:
+    """What stands between backquotes in sentences, with its place."""
     inside = {
-        number for block in blocks(text) for number in range(block.line, block.line + len(block.text.splitlines()))
+        number
+        for block in blocks(document, text)
+        for number in range(block.line, block.line + len(block.text.splitlines()))
     }
     return [
-        (number, span)
+        (f"{document}:{number}", span)
         for number, line in enumerate(text.splitlines(), 1)
         if number not in inside
         for span in re.findall(r"`([^`]+)`", line)

@@ -1,4 +1,4 @@
-"""Whether what README.md names exists: commands, options, settings, targets, modules, deployments, Python names."""
+"""Whether what a document names exists: commands, options, settings, targets, modules, deployments, Python names."""
 
 import ast
 import functools

@@ -115,8 +115,8 @@ def test_no_unsafe_torch_load() -> None:
     assert not wrong, "\n".join(wrong)
 
 
-def test_readme_lists_every_file() -> None:
-    tree = (ROOT / "README.md").read_text(encoding="utf-8").split("## The tree")[1].split("## ")[0]
+def test_the_tree_lists_every_file() -> None:
+    tree = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8").split("## The tree")[1].split("## ")[0]
     packages = (*(package for package in ARROWS), "dreamcache/dreambooth")
     files = [path.name for package in packages for path in (ROOT / package).glob("*.py") if path.name != "__init__.py"]
     missing = [name for name in files if f"  {name} " not in tree]

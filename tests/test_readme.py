@@ -1,4 +1,4 @@
-"""README.md at its word: what it names exists, and what it shows runs.
+"""README.md and its fellows at their word: what they name exists, and what they show runs.
 
 `make test` compares every command, option, setting and import with what there is. `make readme` also runs the blocks,
 in their order and in one folder, as a reader would: with the miniature's models, the profile's sizes made small. Left
@@ -14,11 +14,10 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
-from readme_blocks import PROGRAMS, README, ROOT, Block, blocks, spans, words
+from readme_blocks import DOCUMENTS, PROGRAMS, ROOT, Block, blocks, read, spans, words
 from readme_checks import check_command, check_help, check_python, check_span
 
-TEXT = README.read_text(encoding="utf-8")
-BLOCKS = blocks(TEXT)
+BLOCKS = [block for document in DOCUMENTS for block in blocks(document, read(document))]
 COMMANDS = [pair for block in BLOCKS for pair in block.commands()]
 PYTHON = [block for block in BLOCKS if block.language == "python"]
 TO_RUN = [block for block in BLOCKS if not block.only_checked and not block.is_text]
@@ -37,20 +36,19 @@ INSTEAD = {
 
 
 def at(value: object) -> str:
-    line = value.line if isinstance(value, Block) else value
-    return f"README.md:{line}" if isinstance(line, int) else " ".join(str(value).split())[:60]
+    return value.place if isinstance(value, Block) else " ".join(str(value).split())[:60]
 
 
 def test_every_block_is_accounted_for() -> None:
     for block in BLOCKS:
         assert re.fullmatch(r"|text|with the miniature|only checked: .{10,}", block.comment), at(block)
-        for number, line in block.commands():
-            assert words(line)[0] in PROGRAMS, f"README.md:{number}: neither a command nor marked as text: {line}"
+        for place, line in block.commands():
+            assert words(line)[0] in PROGRAMS, f"{place}: neither a command nor marked as text: {line}"
     assert len(COMMANDS) > 40 and len(PYTHON) > 1 and len(TO_RUN) > 10
 
 
-@pytest.mark.parametrize(("line", "command"), COMMANDS, ids=at)
-def test_commands_name_what_exists(line: int, command: str) -> None:
+@pytest.mark.parametrize(("place", "command"), COMMANDS, ids=at)
+def test_commands_name_what_exists(place: str, command: str) -> None:
     check_command(command)
 
 
@@ -59,13 +57,14 @@ def test_python_imports_what_exists(block: Block) -> None:
     check_python(block.text)
 
 
-def test_sentences_name_what_exists() -> None:
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_sentences_name_what_exists(document: str) -> None:
     wrong = []
-    for line, span in spans(TEXT):
+    for place, span in spans(document, read(document)):
         try:
             check_span(span)
         except Exception as error:
-            wrong.append(f"README.md:{line}: `{span}`: {error}")
+            wrong.append(f"{place}: `{span}`: {error}")
     assert not wrong, "\n".join(wrong)
 
 
@@ -98,25 +97,41 @@ def test_sentences_that_name_what_does_not_exist_are_noticed(wrong: str) -> None
         check_span(wrong)
 
 
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_links_lead_somewhere(document: str) -> None:
+    """A document's links and pictures that are not on the web are files, and what follows # one of their headings."""
+    folder = (ROOT / document).parent
+    targets = [target for target in re.findall(r"\]\(([^)\s]+)\)", read(document)) if "//" not in target]
+    wrong = []
+    for target in targets:
+        name, _, heading = target.partition("#")
+        file = folder / name if name else ROOT / document
+        headings = re.findall(r"^#+ (.*)$", file.read_text(encoding="utf-8"), re.M) if heading else []
+        anchors = [re.sub(r"[^\w -]", "", found).lower().replace(" ", "-") for found in headings]
+        if not file.exists() or (heading and heading not in anchors):
+            wrong.append(target)
+    assert targets and not wrong, wrong
+
+
 def test_blocks_are_found_where_markdown_has_them() -> None:
     text = (
         "Words\n    no block\n\n<!-- text -->\n\n    a -> b\n\n    c\n\n1. Item:\n\n       make demo\n\n   words\n\n"
         "       $ dreamcache verify x   # says\n       fine\n       ...\n\n```python\nimport os\n```\n"
     )
-    found = blocks(text)
+    found = blocks("README.md", text)
     assert [(block.line, block.language, block.comment) for block in found] == [
         (6, "", "text"), (12, "", ""), (16, "", ""), (21, "python", ""),
     ]  # fmt: skip
     assert found[0].text == "a -> b\n\nc" and found[0].commands() == []
-    assert found[2].commands() == [(16, "dreamcache verify x   # says")] and found[2].printed() == ["fine"]
+    assert found[2].commands() == [("README.md:16", "dreamcache verify x   # says")] and found[2].printed() == ["fine"]
     assert words("A=1 .venv/bin/dreamcache verify 'x y'  # z") == ["dreamcache", "verify", "x y"]
 
 
 @pytest.mark.readme
 @pytest.mark.parametrize(
-    ("line", "command"), [pair for pair in COMMANDS if words(pair[1])[0] in ("python", "torchrun", "prefect")], ids=at
+    ("place", "command"), [pair for pair in COMMANDS if words(pair[1])[0] in ("python", "torchrun", "prefect")], ids=at
 )
-def test_other_programs_know_their_options(line: int, command: str) -> None:
+def test_other_programs_know_their_options(place: str, command: str) -> None:
     check_help(command)
 
 
