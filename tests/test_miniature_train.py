@@ -240,6 +240,20 @@ def test_refining_begins_from_the_finished_checkpoint(pool: Pool, tmp_path: Path
     assert all(torch.equal(a.float(), b) for a, b in zip(finished.parameters(), begun.parameters(), strict=True))
 
 
+def test_errors_on_subjects_count_more_where_the_picture_shows_them(pool: Pool) -> None:
+    indices = list(range(len(pool)))
+    seen, mirrored = (unet.importance_of(pool, indices, torch.full((len(pool),), flip)) for flip in (0, 1))
+    assert seen.shape == (len(pool), 16, 16)
+    torch.testing.assert_close(mirrored, seen.flip(-1))
+    assert seen.min() == 1.0 and seen.max() == pytest.approx(unet.SUBJECT_WEIGHT)
+    for row, index in enumerate(indices):
+        left, top, right, bottom = pool.scenes[index]["box"]
+        inside = seen[row, int(top) // 8 : int(bottom) // 8 + 1, int(left) // 8 : int(right) // 8 + 1]
+        assert inside.mean() > 1.5
+        if pool.scenes[index]["second"] is None:
+            assert float((inside - 1.0).sum()) == pytest.approx(float((seen[row] - 1.0).sum()), rel=0.02)
+
+
 def test_the_unet_has_the_block_layout_of_stable_diffusion_1_5() -> None:
     small = unet.build(latent_channels=8, text_width=128)
     transformers = [name for name, module in small.named_modules() if type(module).__name__ == "Transformer2DModel"]

@@ -26,6 +26,7 @@ class Workspace:
     device: torch.device
     steps: int | None = None  # overrides a recipe's own number of steps
     refine: bool = False  # begin from the finished checkpoint, not from nothing
+    compile: bool = False  # the U-Net by torch.compile, which needs a C++ compiler on a CPU
 
     def beginning(self, name: str, built: Model) -> Model:
         """The model that a training begins from, in float32 on the device: `built`, or the checkpoint to refine.
