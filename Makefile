@@ -46,9 +46,9 @@ workers: $(INSTALLED)
 	  tests/test_flows_evaluation_workers.py tests/test_flows_limits.py
 
 # A dataset killed at every named point of every stage, then at 25 random moments on Prefect workers: at most half an hour
-# on two cores (DREAMCACHE_CHAOS_MINUTES). Tables of the kills: build/chaos.
+# on two cores (DREAMCACHE_CHAOS_MINUTES); and one whose clock jumps (needs cc). Tables of the kills: build/chaos.
 chaos: $(INSTALLED)
-	$(BIN)/python -m pytest -m chaos tests/test_chaos.py
+	$(BIN)/python -m pytest -m chaos tests/test_chaos.py tests/test_flows_clock.py
 
 # Accounts of a dataset of 20,000 captions whose models fail in every way; `make test` takes fewer.
 faults: $(INSTALLED)

@@ -138,6 +138,19 @@ def _patiently(ask: Callable[[], Answer]) -> Answer:
             time.sleep(POLL_SECONDS)
 
 
+def _delay_after(failures: int) -> timedelta:
+    """How long the next run of a piece waits that failed so often."""
+    return FIRST_DELAY * 2 ** (failures - 1) if failures else timedelta()
+
+
+def _waits_too_long(state: State[Any], failures: int) -> bool:
+    """Whether a run that has not begun waits for a moment further away than it ever was, by the clock as it is now."""
+    planned = state.state_details.scheduled_time
+    if state.type not in (StateType.SCHEDULED, StateType.PENDING) or planned is None:
+        return False
+    return planned > datetime.now(UTC) + _delay_after(failures)
+
+
 class _Dispatch(Generic[AnyPiece]):
     """Which pieces have runs under way, and how often each failed before."""
 
@@ -171,16 +184,16 @@ class _Dispatch(Generic[AnyPiece]):
                 log.info("workers: %s are up to date", piece.name)
                 yield piece
             else:
-                self._submit(piece, failures=0, delay=timedelta())
+                self._submit(piece, failures=0)
 
-    def _submit(self, piece: AnyPiece, failures: int, delay: timedelta) -> None:
+    def _submit(self, piece: AnyPiece, failures: int) -> None:
         def submit() -> Any:
             return run_deployment(
                 self.workers.deployment,
                 parameters={**self.workers.parameters, **piece.parameters},
                 flow_run_name=f"{piece.name} of {Path(self.workers.parameters['run']).name}",
                 tags=[self.workers.tag],
-                scheduled_time=datetime.now(UTC) + delay,
+                scheduled_time=datetime.now(UTC) + _delay_after(failures),
                 timeout=0,
                 job_variables={"env": {"PREFECT_FLOWS_HEARTBEAT_FREQUENCY": str(HEARTBEAT_SECONDS)}},
             )
@@ -196,6 +209,8 @@ class _Dispatch(Generic[AnyPiece]):
         for number, (piece, failures) in list(self.under_way.items()):
             state = states.get(number)
             if state is not None and not state.is_final():
+                if _waits_too_long(state, failures):
+                    self._call_again(number, piece, failures)
                 continue
             del self.under_way[number]
             self.look_again()
@@ -210,6 +225,16 @@ class _Dispatch(Generic[AnyPiece]):
             log.info("workers: block runs: %s; %s", said or "none under way", self.so_far())
             self._told = counts
 
+    def _call_again(self, number: UUID, piece: AnyPiece, failures: int) -> None:
+        """Submit a run anew that waits for what a clock which was set back has made a far future.
+
+        It is cancelled, since a worker may have it already: then it sleeps until that moment, whatever the server says.
+        """
+        log.warning("workers: a clock was set back, and %s would wait for the old time: submitted again", piece.name)
+        del self.under_way[number]
+        _patiently(lambda: self.client.set_flow_run_state(number, State(type=StateType.CANCELLING)))
+        self._submit(piece, failures)
+
     def _submit_again(self, failed: AnyPiece, failures: int, state: State[Any] | None) -> None:
         message = "its run was deleted" if state is None else state.message or str(state.name)
         if state is not None and state.is_cancelled():
@@ -220,6 +245,6 @@ class _Dispatch(Generic[AnyPiece]):
             message = "its worker made other shards: are version, models and run folder the same there?"
         if failures == self.workers.config.retries:
             raise RuntimeError(f"{failed.name} failed {failures + 1} times, at last: {message}")
-        delay = FIRST_DELAY * 2**failures
-        log.warning("workers: %s failed (%s); again in %.0f s", failed.name, message, delay.total_seconds())
-        self._submit(failed, failures + 1, delay)
+        seconds = _delay_after(failures + 1).total_seconds()
+        log.warning("workers: %s failed (%s); again in %.0f s", failed.name, message, seconds)
+        self._submit(failed, failures + 1)
