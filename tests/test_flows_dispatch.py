@@ -8,7 +8,7 @@ import re
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,7 +18,7 @@ import pytest
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.filters import FlowRunFilter
 from prefect.client.schemas.objects import FlowRun
-from prefect.states import Cancelled, Completed, Crashed, Failed, Running, State
+from prefect.states import Cancelled, Completed, Crashed, Failed, Pending, Running, State
 
 from flows import dispatch
 from flows.dispatch import Workers, made_on_workers
@@ -169,3 +169,27 @@ def test_a_deployment_that_is_not_there_is_named(site: Site) -> None:
     workers = Workers("some-block/other", WorkersConfig(), {"run": str(site.run)}, "run:x")
     with pytest.raises(ValueError, match="knows no deployment some-block/other: set PREFECT_API_URL"):
         list(made_on_workers(workers, lambda: Piece("a", site), lambda: ""))
+
+
+def test_a_clock_that_is_set_back_keeps_no_run_waiting(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither one that no worker has, nor one that has a worker, which waits for the moment by itself."""
+    ahead = timedelta(days=1)
+
+    def work(seconds: float) -> None:
+        nonlocal ahead
+        if ahead:
+            ahead = timedelta()
+            taken = next(run for run in site.runs() if run.parameters["first"] == "b")
+            assert taken.state is not None
+            waits = taken.state.state_details.scheduled_time
+            site.client.set_flow_run_state(taken.id, Pending(state_details={"scheduled_time": waits}), force=True)
+        else:
+            site.work(seconds)
+
+    monkeypatch.setattr(dispatch, "datetime", SimpleNamespace(now=lambda zone: datetime.now(zone) + ahead))
+    monkeypatch.setattr(dispatch, "time", SimpleNamespace(sleep=work, monotonic=time.monotonic))
+    assert sorted(site.make("a", "b", blocks_in_flight=2)) == ["a", "b"]
+    planned = [run.expected_start_time for run in site.taken]
+    assert len(planned) == 2 and all(at is not None and at < datetime.now(UTC) for at in planned)
+    left = [run.state.name for run in site.runs() if run.id not in {run.id for run in site.taken} and run.state]
+    assert sorted(left) == ["Cancelled", "Cancelling"]  # a worker has to end the other
