@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import logging
 import time
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Any, Self
@@ -24,7 +23,6 @@ from datagen.estimate import duration
 from flows.charts import WIDTH
 from flows.pictures import contact_sheet, data_uri
 from flows.progress import rate_and_time_left
-from shards.markers import Marker
 
 log = logging.getLogger("flows")
 
@@ -89,17 +87,15 @@ def link_artifact(name: str, description: str, address: str) -> None:
     create_link_artifact(link=address, link_text=description, key=artifact_key(name), description=description)
 
 
-def accounts_artifact(name: str, markers: Mapping[str, Sequence[Marker]]) -> None:
-    """Records in, out and rejected of each stage, and the rejects by reason, as markdown tables."""
+def accounts_artifact(name: str, accounts: Mapping[str, Mapping[str, Any]]) -> None:
+    """Records in, out and rejected of each stage (`stage_accounts`), and the rejects by reason, as markdown tables."""
     lines = ["| stage | in | out | rejected |", "|---|---:|---:|---:|"]
-    reasons = []
-    for stage, found in markers.items():
-        total_in, total_out = sum(m.records_in for m in found), sum(m.records_out for m in found)
-        lines.append(f"| {stage} | {total_in} | {total_out} | {total_in - total_out} |")
-        rejected: Counter[str] = Counter()
-        for marker in found:
-            rejected.update(marker.rejected)
-        reasons += [f"| {stage} | {reason} | {count} |" for reason, count in rejected.most_common()]
+    lines += [f"| {stage} | {row['in']} | {row['out']} | {row['in'] - row['out']} |" for stage, row in accounts.items()]
+    reasons = [
+        f"| {stage} | {reason} | {count} |"
+        for stage, row in accounts.items()
+        for reason, count in row["rejected"].items()
+    ]
     if reasons:
         lines += ["", "| stage | rejected for | records |", "|---|---|---:|", *reasons]
     create_markdown_artifact(key=artifact_key(name), markdown="\n".join(lines), description="Records stage by stage")

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from bisect import bisect_right
+from collections.abc import Iterator, Sequence
+from itertools import accumulate
 from pathlib import Path
 
 from prefect import flow
 
 from datagen.block import Block
-from datagen.dataset import STAGES, Dataset, DatasetConfig
+from datagen.dataset import Dataset, DatasetConfig
 from datagen.estimate import duration, estimate
 from flows.artifacts import accounts_artifact, pictures_artifact
 from flows.build_block import build_stages
@@ -17,10 +19,10 @@ from flows.describe import describe
 from flows.dispatch import Workers
 from flows.forms import UNCHANGED, Settings
 from flows.lock import locked
+from flows.plans import dataset_accounts
 from flows.profiles import load_profile, record_configuration
 from flows.server import end_with_worker
 from flows.workers import AFTER, BEFORE, DEDUP, built_on_workers
-from shards.markers import read_marker
 from shards.run_folder import run_folder
 from shards.store import bring, place_of
 from shards.transfer import send
@@ -62,18 +64,19 @@ def build(config: DatasetConfig, run: Path, workers: Workers | None = None) -> l
     """
     dataset = Dataset(config, run)
     built: list[int] = []
+    accepted = 0
     for indices in _built_here(dataset) if workers is None else built_on_workers(dataset, workers):
         built += indices
+        accepted += sum(dataset.records_out("triplets", indices))
         if (left := sum(line.seconds_left for line in estimate(dataset))) > 0:
-            accepted = sum(dataset.records_out("triplets", built))
             left /= 1 if workers is None else workers.config.blocks_in_flight
             log.info("dataset: %d triplets so far, about %s left", accepted, duration(left))
     built.sort()
     dataset.leave_out_surplus(len(built))
-    accounts_artifact("dataset-accounts", {stage: dataset.markers(stage, built) for stage in STAGES})
     paths = [dataset.path("triplets", index) for index in built]
-    _show_triplets(paths)
-    log.info("dataset: %d triplets in %d shards", sum(dataset.records_out("triplets", built)), len(built))
+    accounts_artifact("dataset-accounts", dataset_accounts(run, paths))
+    _show_triplets(paths, dataset.records_out("triplets", built))
+    log.info("dataset: %d triplets in %d shards", accepted, len(built))
     return paths
 
 
@@ -97,15 +100,15 @@ def _build_here(deduplicating: Block, indices: range) -> None:
     block.release()
 
 
-def _show_triplets(paths: list[Path]) -> None:
-    """Targets above their masks, as the UI's picture of the dataset."""
-    counts = [0 if (marker := read_marker(path)) is None else marker.records_out for path in paths]
-    places = [(shard, index) for shard, count in enumerate(counts) for index in range(count)]
-    count = min(SHOWN_TRIPLETS, len(places))
-    shown = [places[number * len(places) // count] for number in range(count)]
-    shards = {shard: paths[shard] for shard, _ in shown}
-    bring([*shards.values()])
-    readers = {shard: TripletShards([path]) for shard, path in shards.items()}
-    chosen = [readers[shard].read(0, index) for shard, index in shown]
+def _show_triplets(paths: Sequence[Path], counts: Sequence[int]) -> None:
+    """Targets above their masks, spread over shards of so many triplets each, as the UI's picture of the dataset."""
+    ends = list(accumulate(counts))
+    total = ends[-1] if ends else 0
+    numbers = [number * total // SHOWN_TRIPLETS for number in range(SHOWN_TRIPLETS)] if total else []
+    chosen = []
+    for number in sorted(set(numbers)):
+        shard = bisect_right(ends, number)
+        bring([paths[shard]])
+        chosen.append(TripletShards([paths[shard]]).read(0, number - (ends[shard] - counts[shard])))
     pictures = [triplet.image for triplet in chosen] + [triplet.mask.convert("RGB") for triplet in chosen]
     pictures_artifact("triplets", "Targets and their masks", pictures, columns=max(len(chosen), 1))

@@ -107,8 +107,8 @@ def inspect(
     Example: dreamcache inspect runs/demo --count 24
     """
     from flows.inspect import statistics_lines, triplets_sheet
-    from flows.plans import dataset_markers
-    from shards.statistics import stage_accounts, triplet_statistics
+    from flows.plans import dataset_accounts
+    from shards.statistics import triplet_statistics
     from shards.store import bring
     from shards.triplets import triplet_paths
 
@@ -119,7 +119,7 @@ def inspect(
     if as_url(place):
         out = out or Path("contact-sheet.jpg")
     sheet = out or (place.with_name(f"{place.name}.jpg") if shard else place / "contact-sheet.jpg")
-    accounts = {} if shard else stage_accounts(dataset_markers(folder, paths))
+    accounts = {} if shard else dataset_accounts(folder, paths)
     with json_apart(as_json):
         statistics = triplet_statistics(paths, Progress("read", "shards")) | {"stages": accounts}
         triplets_sheet(paths, count).save(sheet, quality=90)

@@ -6,12 +6,12 @@ import json
 from pathlib import Path
 from typing import Any
 
-from flows.plans import dataset_markers, description_step
+from flows.plans import dataset_accounts, description_step
 from flows.profiles import Profile
 from shards.card import dataset_card
 from shards.files import replace_file
 from shards.markers import Marker, checked_marker
-from shards.statistics import stage_accounts, triplet_statistics
+from shards.statistics import triplet_statistics
 from shards.store import bring
 from shards.triplets import triplet_paths
 
@@ -29,7 +29,7 @@ def describe(run: Path, profile: Profile | None = None) -> bool:
         return False
     paths = triplet_paths(run)
     bring(paths)
-    statistics = triplet_statistics(paths) | {"stages": stage_accounts(dataset_markers(run, paths))}
+    statistics = triplet_statistics(paths) | {"stages": dataset_accounts(run, paths)}
     shards = [{"name": path.name} | _entry(checked_marker(path)) for path in paths]
     index = {"triplets": statistics["triplets"], "shards": shards}
     contents = (_json(statistics), _json(index), dataset_card(statistics, step.recipe["models"]).encode())

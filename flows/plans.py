@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from flows.evaluation_plans import (
 from flows.profiles import DrawnBenchmark, Profile, miniature_checkpoints
 from flows.steps import Step, recipe
 from shards.markers import Marker, checked_marker, read_marker
+from shards.statistics import stage_accounts
 from shards.store import bring, store_of, url_of
 from shards.transfer import bring_step, is_sent
 from shards.triplets import triplet_paths
@@ -72,19 +73,26 @@ def description_step(run: Path, profile: Profile | None = None) -> Step:
     inputs: dict[str, Any] = {}
     missing: tuple[str, ...] = ()
     try:
-        for stage, markers in dataset_markers(run, triplet_paths(run)).items():
-            inputs |= {f"{stage}/{name}": f"{m.shard.sha256} {m.rejects.sha256}" for name, m in markers.items()}
+        paths = triplet_paths(run)
+        for stage in STAGES:
+            found = _markers(run, stage, paths)
+            inputs |= {f"{stage}/{name}": f"{marker.shard.sha256} {marker.rejects.sha256}" for name, marker in found}
     except FileNotFoundError:
         missing = ("the dataset",)
     terms = {} if profile is None else _model_terms(profile)
     return Step("dataset card", run / "triplets", recipe(DESCRIPTION_VERSION, {}, terms, inputs), missing)
 
 
-def dataset_markers(run: Path, paths: Sequence[Path]) -> dict[str, dict[str, Marker]]:
-    """The markers, by stage and number, of triplet shards and of the shards that they were made from."""
-    found = {stage: {path.stem: read_marker(run / stage / path.name) for path in paths} for stage in STAGES}
-    present = {stage: {name: m for name, m in markers.items() if m is not None} for stage, markers in found.items()}
-    return {stage: markers for stage, markers in present.items() if markers}
+def dataset_accounts(run: Path, paths: Sequence[Path]) -> dict[str, Any]:
+    """`stage_accounts` of triplet shards and of the shards that they were made from."""
+    return stage_accounts({stage: (marker for _, marker in _markers(run, stage, paths)) for stage in STAGES})
+
+
+def _markers(run: Path, stage: str, paths: Sequence[Path]) -> Iterator[tuple[str, Marker]]:
+    """The markers of a stage's shards that triplet shards were made from, each with its number."""
+    for path in paths:
+        if (marker := read_marker(run / stage / path.name)) is not None:
+            yield path.stem, marker
 
 
 def _model_terms(profile: Profile) -> dict[str, str]:
