@@ -17,7 +17,6 @@ from flows.lock import locked
 from flows.plans import check_inputs, check_models
 from flows.profiles import DrawnBenchmark, load_profile, record_configuration
 from flows.report import write_report
-from flows.server import end_with_worker
 from flows.train_adapters import train
 from flows.verify import recorded_profile
 from shards.run_folder import local_folder
@@ -44,7 +43,6 @@ def ablate_adapters(
         only: rows or tables, such as ["layers", "text-in-cache"]; what they are compared with is made too.
         repeats: seeds that close rows, or those of `only`, are trained with.
     """
-    end_with_worker()
     chosen, folder = load_profile(profile, settings or {}), local_folder(run)
     study, failed = Study(chosen, folder), dict[str, Exception]()
     rows = study.rows(only or (), repeats)

@@ -1,4 +1,4 @@
-"""What the flows of blocks share on a worker: the end with it, the lock, and which failures would come again."""
+"""What the flows of blocks share on a worker: the lock, and which failures would come again."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from typing import Any
 from prefect.states import Failed, State
 
 from flows.lock import locked
-from flows.server import end_with_worker
 from shards.run_folder import run_folder
 
 log = logging.getLogger(__name__)
@@ -21,7 +20,6 @@ HOPELESS = "Hopeless"
 
 def block_run(run: str, lock: str, make: Callable[[Path], None]) -> State[Any] | None:
     """Do a block's work on a worker, under a lock in the run folder; a failure that would come again is a state."""
-    end_with_worker()  # a block that outlived its worker would share the GPU with that worker's successor
     try:
         folder = run_folder(run)
         if not (folder / "config.json").is_file():

@@ -21,7 +21,6 @@ from flows.forms import UNCHANGED, Settings
 from flows.lock import locked
 from flows.plans import dataset_accounts
 from flows.profiles import load_profile, record_configuration
-from flows.server import end_with_worker
 from flows.workers import AFTER, BEFORE, DEDUP, built_on_workers
 from shards.run_folder import run_folder
 from shards.store import bring, place_of
@@ -43,7 +42,6 @@ def build_dataset(profile: str = "miniature", run: str = "runs/miniature", setti
         settings: dotted settings that differ from the profile's, such as {"images.guidance_scale": 5.0};
             {"workers.deployment": "build-block/gpu"} has the blocks built by that deployment's workers.
     """
-    end_with_worker()
     chosen, folder = load_profile(profile, settings or {}), run_folder(run)
     with locked(folder):
         record_configuration(folder, chosen)

@@ -19,7 +19,6 @@ from flows.forms import UNCHANGED, Settings
 from flows.lock import locked
 from flows.plans import check_inputs, evaluation_step
 from flows.profiles import DrawnBenchmark, Profile, load_profile, record_configuration
-from flows.server import end_with_worker
 from shards.processes import end_with_parent
 from shards.run_folder import local_folder
 
@@ -36,7 +35,6 @@ def evaluate_adapters(profile: str = "miniature", run: str = "runs/miniature", s
         settings: dotted settings that differ from the profile's, such as {"evaluation.images_per_prompt": 2};
             {"workers.evaluation": "evaluate-block/gpu"} has images and embeddings made by that deployment's workers.
     """
-    end_with_worker()
     chosen, folder = load_profile(profile, settings or {}), local_folder(run)
     with locked(folder):
         check_inputs("evaluate-adapters", chosen, folder)

@@ -13,7 +13,6 @@ from flows.evaluation_plans import calibration, given_evaluation, scored_step
 from flows.forms import UNCHANGED, Settings
 from flows.lock import locked
 from flows.profiles import DrawnBenchmark, load_profile
-from flows.server import end_with_worker
 from shards.run_folder import local_folder
 
 
@@ -34,7 +33,6 @@ def evaluate_images(
         images: a folder with one image a case, SUBJECT/PROMPT-POSITION.png.
         name: what the results are called, by default as the folder; they lie in RUN/evaluation-of-NAME.
     """
-    end_with_worker()
     chosen, folder = load_profile(profile, settings or {}), local_folder(run)
     with locked(folder):
         if isinstance(chosen.benchmark, DrawnBenchmark):

@@ -18,7 +18,6 @@ from flows.forms import UNCHANGED, Settings
 from flows.plans import report_is_current
 from flows.profiles import Profile, load_profile
 from flows.report import write_report
-from flows.server import end_with_worker
 from flows.train_adapters import train_adapters
 from flows.ui import report_address
 from shards.run_folder import local_folder
@@ -33,7 +32,6 @@ def dreamcache_pipeline(profile: str = "miniature", run: str = "runs/miniature",
         run: the run folder; what is up to date there stays.
         settings: dotted settings that differ from the profile's, such as {"images.guidance_scale": 5.0}.
     """
-    end_with_worker()
     folder = local_folder(run)
     build_dataset(profile=profile, run=run, settings=settings)
     train_adapters(profile=profile, run=run, settings=settings)

@@ -94,23 +94,23 @@ def wait_for_answer(address: str, seconds: float = 30) -> None:
 
 
 def end_with_worker() -> None:
-    """Have a flow run that a worker started end with that worker, also by kill -9: it has a session of its own."""
-    from prefect.runtime import deployment
+    """Have a process that a worker started for a flow run end with that worker, also by kill -9; done by `flows`.
 
-    if deployment.id:
+    It has a session of its own, and may sleep in Prefect for as long as the run is to wait, before any flow is called.
+    """
+    if (port := _port_of_worker()) is not None:
         end_with_parent()
-        if _worker_is_gone():  # it died while this process was still importing, and another has its place
-            os.kill(os.getpid(), signal.SIGKILL)
+        with socket.socket() as probe:
+            if probe.connect_ex(("127.0.0.1", port)) == errno.ECONNREFUSED:
+                # It died while this process was still starting, and another has its place.
+                os.kill(os.getpid(), signal.SIGKILL)
 
 
-def _worker_is_gone() -> bool:
-    """Whether nobody listens any more where a worker listens to the process that it started for a flow run.
+def _port_of_worker() -> int | None:
+    """Where a worker listens to the process that it started, or None in any other process.
 
     Prefect takes the port out of the environment at once; Linux keeps what a process was started with.
     """
     started_with = Path("/proc/self/environ")
     told = re.search(rb"PREFECT__CONTROL_PORT=(\d+)", started_with.read_bytes()) if started_with.exists() else None
-    if told is None:  # no process pool's worker
-        return False
-    with socket.socket() as probe:
-        return probe.connect_ex(("127.0.0.1", int(told[1]))) == errno.ECONNREFUSED
+    return None if told is None else int(told[1])

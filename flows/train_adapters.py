@@ -20,7 +20,6 @@ from flows.forms import UNCHANGED, Settings
 from flows.lock import locked
 from flows.plans import bring_for_training, check_inputs, training_step
 from flows.profiles import Profile, load_profile, record_configuration
-from flows.server import end_with_worker
 from shards.run_folder import run_folder
 from shards.store import place_of
 from shards.transfer import send
@@ -38,7 +37,6 @@ def train_adapters(profile: str = "miniature", run: str = "runs/miniature", sett
         run: the run folder, also on an object store; build-dataset must have finished there.
         settings: dotted settings that differ from the profile's, such as {"training.steps": 400}.
     """
-    end_with_worker()
     chosen, folder = load_profile(profile, settings or {}), run_folder(run)
     with locked(folder):
         bring_for_training(chosen, folder)
