@@ -19,8 +19,9 @@ demo: $(INSTALLED)
 ui: $(INSTALLED)
 	@$(BIN)/dreamcache ui --port $(PORT) --folder $(FOLDER) --end-with-parent
 
+# Two files of tests at a time: most of them wait for servers and processes.
 test: $(INSTALLED)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 # The README's commands and code, run in a folder of their own by the miniature's models in small sizes: minutes.
 readme: $(INSTALLED)
