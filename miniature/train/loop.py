@@ -5,15 +5,14 @@ import math
 import os
 import signal
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
 
 import torch
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from miniature.train.arithmetic import fast_arithmetic
 from miniature.train.optimizers import Optimizers
 
 STATE_EVERY_SECONDS = 120.0
@@ -31,25 +30,6 @@ def learning_rate_at(step: int, steps: int, peak: float, warmup: int) -> float:
         return peak * (step + 1) / warmup
     progress = min(1.0, (step - warmup) / max(1, steps - warmup))
     return peak * (0.01 + 0.99 * 0.5 * (1.0 + math.cos(math.pi * progress)))
-
-
-@contextmanager
-def fast_arithmetic(device: torch.device) -> Iterator[None]:
-    """bfloat16 where the device multiplies it faster than float32.
-
-    On a CPU the fused attention's backward pass is slower in bfloat16 than the plain one on these short sequences.
-    """
-    if device.type == "cpu" and not torch.cpu._is_avx512_bf16_supported():
-        yield
-        return
-    plain = nullcontext() if device.type == "cuda" else sdpa_kernel(SDPBackend.MATH)
-    before = torch.backends.cuda.fp16_bf16_reduction_math_sdp_allowed()
-    torch.backends.cuda.allow_fp16_bf16_reduction_math_sdp(True)
-    try:
-        with plain, torch.autocast(device.type, torch.bfloat16):
-            yield
-    finally:
-        torch.backends.cuda.allow_fp16_bf16_reduction_math_sdp(before)
 
 
 def fit(

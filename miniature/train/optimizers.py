@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from miniature.train.arithmetic import multiplies_bfloat16
+
 MATRICES = (nn.Linear, nn.Conv2d)
 FEWEST_ROWS = 16  # narrower matrices are first and last layers, which AdamW suits better
 STEPS = 5
@@ -18,9 +20,9 @@ COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 
 
 def orthogonalized(matrices: Tensor) -> Tensor:
-    """The nearest semi-orthogonal matrices, about, by Newton-Schulz steps in bfloat16; (N, rows, columns) both."""
+    """The nearest semi-orthogonal matrices, about, by Newton-Schulz steps; (N, rows, columns) both."""
     a, b, c = COEFFICIENTS
-    found = matrices.bfloat16()
+    found = matrices.bfloat16() if multiplies_bfloat16(matrices.device) else matrices.float()
     tall = found.shape[-2] > found.shape[-1]
     if tall:
         found = found.mT

@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import CLIPModel, CLIPTextModel
 
+from miniature.train.arithmetic import fast_arithmetic
 from miniature.train.data import SIZE, Pool
-from miniature.train.loop import fast_arithmetic, fit
+from miniature.train.loop import fit
 from miniature.train.tokenizers import load_clip_tokenizer
 from miniature.train.vae import FOLDER as VAE
 from miniature.train.workspace import Workspace
