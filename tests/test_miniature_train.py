@@ -1,5 +1,6 @@
 """The trainings of the miniature: exact resume, truthful targets, tokenizers, the grown detector."""
 
+import shutil
 import signal
 from dataclasses import replace
 from pathlib import Path
@@ -7,11 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from diffusers import StableDiffusionPipeline
 from torch import nn
 
 from miniature.grammar import taxonomy, vocabulary_text
 from miniature.subjects import CLASSES
-from miniature.train import clip, detector, dino, sam, unet
+from miniature.train import clip, detector, dino, latents, sam, unet
 from miniature.train.data import GROUP, MEMBERS, Pool, pool_instance, render_pool
 from miniature.train.dino import contrastive_loss
 from miniature.train.examples import sample_phrase
@@ -19,7 +21,8 @@ from miniature.train.looks import Looks, drawing_error, spots
 from miniature.train.loop import fit
 from miniature.train.optimizers import Muon, Optimizers, orthogonalized
 from miniature.train.tokenizers import build_clip_tokenizer, build_llama_tokenizer
-from miniature.train.workspace import Workspace
+from miniature.train.vae import FOLDER as VAE
+from miniature.train.workspace import CHECKPOINTS, Workspace
 
 
 @pytest.fixture(scope="module")
@@ -241,17 +244,36 @@ def test_refining_begins_from_the_finished_checkpoint(pool: Pool, tmp_path: Path
 
 
 def test_errors_on_subjects_count_more_where_the_picture_shows_them(pool: Pool) -> None:
-    indices = list(range(len(pool)))
-    seen, mirrored = (unet.importance_of(pool, indices, torch.full((len(pool),), flip)) for flip in (0, 1))
-    assert seen.shape == (len(pool), 16, 16)
+    seen, mirrored = latents.importance_of(pool)
     torch.testing.assert_close(mirrored, seen.flip(-1))
-    assert seen.min() == 1.0 and seen.max() == pytest.approx(unet.SUBJECT_WEIGHT)
-    for row, index in enumerate(indices):
-        left, top, right, bottom = pool.scenes[index]["box"]
+    assert seen.min() == 1.0 and seen.max() == pytest.approx(latents.SUBJECT_WEIGHT)
+    for row in range(len(pool)):
+        left, top, right, bottom = pool.scenes[row]["box"]
         inside = seen[row, int(top) // 8 : int(bottom) // 8 + 1, int(left) // 8 : int(right) // 8 + 1]
         assert inside.mean() > 1.5
-        if pool.scenes[index]["second"] is None:
+        if pool.scenes[row]["second"] is None:
             assert float((inside - 1.0).sum()) == pytest.approx(float((seen[row] - 1.0).sum()), rel=0.02)
+
+
+def test_the_unet_trains_on_scenes_and_their_mirror_images_and_is_published_whole(pool: Pool, tmp_path: Path) -> None:
+    shipped, own = Workspace(pool, tmp_path, CHECKPOINTS, torch.device("cpu")), tmp_path / "checkpoints"
+    shutil.copytree(CHECKPOINTS / "clip", own / "clip")
+    shutil.copytree(CHECKPOINTS / VAE, own / VAE)
+    unet.train(replace(shipped, states=tmp_path / "states", checkpoints=own, steps=2, batch=4))
+    trained = StableDiffusionPipeline.from_pretrained(own / "stable-diffusion", torch_dtype=torch.float32)
+    picture = trained("a teapot on a beach", num_inference_steps=1, output_type="np").images[0]
+    assert picture.shape == (128, 128, 3) and np.isfinite(picture).all()
+
+    scenes = latents.LatentPool.of(shipped, trained.vae, trained.tokenizer)
+    images = pool.images([0, 1, 2, 3])
+    for latent, shown, other in zip(scenes.latents, (images, images.flip(-1)), (images.flip(-1), images), strict=True):
+        decoded = trained.vae.decode(latent[:4].float() / trained.vae.config.scaling_factor).sample.detach()
+        assert (decoded - shown).abs().mean() < 0.5 * (decoded - other).abs().mean()
+    batch = scenes.sample(64, torch.Generator().manual_seed(0))
+    told = {tuple(row) for row in scenes.tokens.tolist()}
+    silent = [row for row in batch.tokens.tolist() if row == scenes.no_caption.tolist()]
+    assert 0 < len(silent) < 20
+    assert {tuple(row) for row in batch.tokens.tolist()} <= told | {tuple(silent[0])}
 
 
 def test_the_unet_has_the_block_layout_of_stable_diffusion_1_5() -> None:
