@@ -20,7 +20,7 @@ def main() -> None:
     parser.add_argument("name", choices=[*ORDER, "pool", "all"])
     parser.add_argument("--steps", type=int, help="train for this many steps instead of the recipe's own number")
     parser.add_argument("--refine", action="store_true", help="begin from the finished checkpoint, not from nothing")
-    parser.add_argument("--batch", type=int, help="scenes a step of the U-Net (default: 32; a GPU takes 512)")
+    parser.add_argument("--batch", type=int, help="scenes a step of the U-Net (default: 32; a GPU takes more)")
     parser.add_argument("--compile", action="store_true", help="compile the U-Net: minutes first, then faster steps")
     parser.add_argument("--scenes", type=int, default=SCENES, help="drawn scenes in the pool (default: %(default)s)")
     parser.add_argument("--threads", type=int, help="CPU threads (default: all cores)")
