@@ -1,18 +1,34 @@
-"""`python -m miniature.train NAME|all`: draws the pool if needed, then trains one checkpoint, or all in order."""
+"""`python -m miniature.train NAME|all`: draws the pool if needed, then trains one checkpoint, or all in order.
+
+`torchrun --nproc-per-node 2 -m miniature.train NAME` trains by two processes, each with a batch of its own.
+"""
 
 import argparse
 import importlib
 import os
+from datetime import timedelta
 from pathlib import Path
 
 import torch
+import torch.distributed as dist
 
+from dreamcache.processes import process_rank, wait_for_all
 from miniature.train.data import MEMBERS, VIEWS, Pool, render_pool
 from miniature.train.taxonomy import write_taxonomy
 from miniature.train.workspace import CHECKPOINTS, Workspace
 
 ORDER = ("llama", "clip", "vae", "dino", "sam", "detector", "unet")  # detector and unet start from clip, unet from vae
 SCENES = 48_000
+
+
+def join_processes() -> torch.device:
+    """This process's device: its own GPU or the CPU; where torchrun started it, it meets the other processes first."""
+    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+    device = torch.device("cuda", local_rank) if torch.cuda.is_available() else torch.device("cpu")
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        # Long, since the others wait while the first one draws and encodes the pool.
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=timedelta(days=1))
+    return device
 
 
 def main() -> None:
@@ -30,13 +46,16 @@ def main() -> None:
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
     pool_folder = arguments.work / f"pool-{arguments.scenes}-of-{MEMBERS}x{VIEWS}"
-    render_pool(pool_folder, arguments.scenes, workers=os.cpu_count() or 1)
-    write_taxonomy(arguments.checkpoints)
+    device = join_processes()
+    if process_rank() == 0:
+        render_pool(pool_folder, arguments.scenes, workers=os.cpu_count() or 1)
+        write_taxonomy(arguments.checkpoints)
+    wait_for_all()
     workspace = Workspace(
         pool=Pool(pool_folder),
         states=arguments.work / ("refined" if arguments.refine else "states"),
         checkpoints=arguments.checkpoints,
-        device=torch.device("cuda" if torch.cuda.is_available() else "cpu"),
+        device=device,
         steps=arguments.steps,
         refine=arguments.refine,
         batch=arguments.batch,

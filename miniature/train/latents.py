@@ -10,6 +10,7 @@ from diffusers import AutoencoderKL
 from torch import Tensor
 from torch.nn import functional as F
 
+from dreamcache.processes import process_rank, wait_for_all
 from miniature.train.arithmetic import fast_arithmetic
 from miniature.train.data import SIZE, Pool
 from miniature.train.vae import FOLDER as VAE
@@ -45,6 +46,9 @@ class LatentPool:
         """The workspace's pool on its device; what `vae` makes of it is kept in the pool's folder."""
         captions = ["", *(scene["caption"] for scene in workspace.pool.scenes)]
         tokens = tokenizer(captions, padding="max_length", truncation=True, return_tensors="pt")["input_ids"]
+        if process_rank() == 0:
+            encode_pool(workspace, vae)
+        wait_for_all()
         latents = torch.from_numpy(encode_pool(workspace, vae))
         parts = (latents, importance_of(workspace.pool), tokens[1:], tokens[0])
         return cls(*(part.to(workspace.device) for part in parts))

@@ -12,16 +12,18 @@ from types import FrameType
 import torch
 from torch import Tensor, nn
 
+from dreamcache.processes import copy_from_first_process, mean_over_processes, process_rank
 from miniature.train.arithmetic import fast_arithmetic
 from miniature.train.optimizers import Optimizers
 
+SEEDS_A_PROCESS = 100_000_007  # between the seeds of two processes; a generator on the CPU reads 32 bits of a seed
 STATE_EVERY_SECONDS = 120.0
 REPORT_EVERY_SECONDS = 15.0
 
 
 def step_generator(seed: int, step: int) -> torch.Generator:
-    """The random generator of one training step: a function of (seed, step), so that resumption is exact."""
-    return torch.Generator().manual_seed(seed * 1_000_003 + step)
+    """The random generator of one step of this process: a function of seed and step, so that resumption is exact."""
+    return torch.Generator().manual_seed(seed * 1_000_003 + step + process_rank() * SEEDS_A_PROCESS)
 
 
 def learning_rate_at(step: int, steps: int, peak: float, warmup: int) -> float:
@@ -51,8 +53,10 @@ def fit(
     The state (weights, average, optimizer, step) goes to `state_folder/NAME.pt` every two minutes and at the
     end, by temporary file and rename; a later call continues from it. `save` gets the average at the end, and
     also on SIGTERM, after which the process leaves with exit code 143. A loss that is not finite stops the
-    training with a FloatingPointError and leaves the last state as it was.
+    training with a FloatingPointError and leaves the last state as it was. Where torch.distributed is initialized,
+    each process has a batch of its own, all learn from the mean of their gradients, and the first one writes.
     """
+    copy_from_first_process(module.state_dict().values())
     average = copy.deepcopy(module).eval().requires_grad_(False)
     trainable = [parameter for parameter in module.parameters() if parameter.requires_grad]
     optimizer = Optimizers(module, learning_rate, weight_decay)
@@ -67,6 +71,8 @@ def fit(
         print(f"{name}: resumed at step {first} of {steps}", flush=True)
 
     def write_state(step: int) -> None:
+        if process_rank():
+            return
         state_folder.mkdir(parents=True, exist_ok=True)
         temporary = state_file.with_suffix(".tmp")
         torch.save(
@@ -94,18 +100,20 @@ def fit(
         for step in range(first, steps):
             with fast_arithmetic(next(module.parameters()).device):
                 loss = loss_at(step, step_generator(seed, step))
-            value = float(loss.detach())
+            loss.backward()
+            said = torch.tensor([float(loss.detach()), float(stopped)], device=loss.device)
+            mean_over_processes([said, *(parameter.grad for parameter in trainable if parameter.grad is not None)])
+            value, leaving = said.tolist()
             if not math.isfinite(value):
                 raise FloatingPointError(
                     f"{name}: the loss at step {step} is {value}; lower the learning rate and resume"
                 )
-            loss.backward()
             nn.utils.clip_grad_norm_(trainable, 1.0)
             optimizer.step(learning_rate_at(step, steps, learning_rate, warmup))
             update_average(average, module, min(ema_decay, (step + 1) / (step + 10)))
             recent.append(value)
             now = time.monotonic()
-            if now - last_report > REPORT_EVERY_SECONDS or step == steps - 1:
+            if process_rank() == 0 and (now - last_report > REPORT_EVERY_SECONDS or step == steps - 1):
                 pace = (now - started) / (step + 1 - first)
                 remaining = pace * (steps - step - 1) / 60
                 print(
@@ -114,10 +122,10 @@ def fit(
                     flush=True,
                 )
                 last_report, recent = now, []
-            if now - last_state > STATE_EVERY_SECONDS or step == steps - 1 or stopped:
+            if now - last_state > STATE_EVERY_SECONDS or step == steps - 1 or leaving:
                 write_state(step + 1)
                 last_state = now
-            if stopped:
+            if leaving:
                 save(average)
                 raise SystemExit(143)
     finally:

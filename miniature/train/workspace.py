@@ -10,6 +10,7 @@ from typing import TypeVar
 import torch
 from torch import nn
 
+from dreamcache.processes import process_rank
 from miniature.train.data import Pool
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -43,7 +44,9 @@ class Workspace:
         return built.float().to(self.device)
 
     def publish(self, name: str, write: Callable[[Path], None]) -> None:
-        """Replaces checkpoint folder `name` by what `write` puts into a temporary folder."""
+        """Replaces checkpoint folder `name` by what `write` puts into a temporary folder; the first process alone."""
+        if process_rank():
+            return
         final = self.checkpoints / name
         temporary, before = (final.with_name(f".{final.name}.{state}") for state in ("new", "old"))
         shutil.rmtree(temporary, ignore_errors=True)
