@@ -45,8 +45,8 @@ def train_as_one_of_two(folder: Path, rank: int, stopped: tuple[int, int] | None
 def train_by_two(folder: Path, stopped: tuple[int, int] | None = None) -> list[int | None]:
     """Exit codes of the two processes."""
     Path(f"{folder}.store").unlink(missing_ok=True)
-    fork = multiprocessing.get_context("fork")
-    children = [fork.Process(target=train_as_one_of_two, args=(folder, rank, stopped)) for rank in range(2)]
+    spawn = multiprocessing.get_context("spawn")  # a fork would inherit what other tests' servers have left here
+    children = [spawn.Process(target=train_as_one_of_two, args=(folder, rank, stopped)) for rank in range(2)]
     for child in children:
         child.start()
     for child in children:
@@ -58,22 +58,26 @@ def learned(folder: Path, rank: int) -> list[Tensor]:
     return [tensor for state in torch.load(folder / str(rank), weights_only=True) for tensor in state.values()]
 
 
-def test_two_processes_learn_what_one_learns_from_both_batches(tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def by_two(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("processes") / "two"
+    assert train_by_two(folder) == [0, 0]
+    return folder
+
+
+def test_two_processes_learn_what_one_learns_from_both_batches(tmp_path: Path, by_two: Path) -> None:
     train_line(tmp_path / "one", batches=2)
-    assert train_by_two(tmp_path / "two") == [0, 0]
-    for one, *two in zip(learned(tmp_path / "one", 0), *(learned(tmp_path / "two", r) for r in (0, 1)), strict=True):
+    for one, *two in zip(learned(tmp_path / "one", 0), *(learned(by_two, rank) for rank in (0, 1)), strict=True):
         assert torch.equal(*two)
         assert torch.allclose(one, two[0], atol=1e-4)
     train_line(tmp_path / "other", batches=1)
-    other, two = learned(tmp_path / "other", 0), learned(tmp_path / "two", 0)
+    other, two = learned(tmp_path / "other", 0), learned(by_two, 0)
     assert not all(torch.allclose(*pair, atol=1e-2) for pair in zip(other, two, strict=True))
 
 
-@pytest.mark.parametrize("rank", [0, 1])
-def test_both_stop_when_one_is_asked_to_and_go_on_from_there_exactly(tmp_path: Path, rank: int) -> None:
-    assert train_by_two(tmp_path / "undisturbed") == [0, 0]
-    assert train_by_two(tmp_path / "stopped", (rank, 4)) == [143, 143]
+def test_both_stop_when_one_is_asked_to_and_go_on_from_there_exactly(tmp_path: Path, by_two: Path) -> None:
+    assert train_by_two(tmp_path / "stopped", (1, 4)) == [143, 143]
     assert torch.load(tmp_path / "stopped" / "line.pt", weights_only=True)["step"] == 5
     assert train_by_two(tmp_path / "stopped") == [0, 0]
-    both = (learned(tmp_path / folder, 0) for folder in ("undisturbed", "stopped"))
+    both = (learned(folder, 0) for folder in (by_two, tmp_path / "stopped"))
     assert all(torch.equal(*pair) for pair in zip(*both, strict=True))
