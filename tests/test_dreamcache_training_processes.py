@@ -49,8 +49,8 @@ def train_and_record(place: Path, folder: Path, rank: int, count: int) -> None:
 
 
 def train_in_two_processes(place: Path, folder: Path) -> Path:
-    fork = multiprocessing.get_context("fork")
-    children = [fork.Process(target=train_and_record, args=(place, folder, rank, 2)) for rank in range(2)]
+    spawn = multiprocessing.get_context("spawn")  # a fork would inherit what other tests' servers have left here
+    children = [spawn.Process(target=train_and_record, args=(place, folder, rank, 2)) for rank in range(2)]
     for child in children:
         child.start()
     for child in children:
