@@ -1,10 +1,27 @@
 """The processes of one training: one a GPU, as torchrun starts them, or this one alone."""
 
+import datetime
+import os
 from collections.abc import Iterable, Sequence
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+from shards.processes import end_with_parent
+
+
+def join_processes() -> torch.device:
+    """This process's device, its own GPU or the CPU; where torchrun started it, it meets the other processes first."""
+    processes, local_rank = (int(os.environ.get(n, d)) for n, d in (("WORLD_SIZE", "1"), ("LOCAL_RANK", "0")))
+    device = torch.device("cuda", local_rank) if torch.cuda.is_available() else torch.device("cpu")
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    if processes > 1:
+        end_with_parent()  # torchrun killed by force would leave them training
+        # The others wait as long as process 0 prepares or validates, or as another still encodes its last shard.
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=datetime.timedelta(days=1))
+    return device
 
 
 def process_count() -> int:

@@ -4,9 +4,7 @@ Each process has a GPU of its own, or all share the CPU. Without torchrun it is 
 """
 
 import argparse
-import datetime
 import json
-import os
 import sys
 import time
 from pathlib import Path
@@ -18,9 +16,8 @@ from pydantic import ValidationError
 
 from dreamcache.backbone import load_backbone
 from dreamcache.configs import TrainingConfig
-from dreamcache.processes import process_rank
+from dreamcache.processes import join_processes, process_count, process_rank
 from dreamcache.training import train_adapters
-from shards.processes import end_with_parent
 from shards.run_folder import local_folder
 from shards.triplets import triplet_paths
 
@@ -33,17 +30,10 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("run", type=Path, help="a run folder whose dataset is built")
     parser.add_argument("--workers", type=int, default=0, help="processes that read data, for each training process")
     given = parser.parse_args(arguments)
-    processes, local_rank = (int(os.environ.get(n, d)) for n, d in (("WORLD_SIZE", "1"), ("LOCAL_RANK", "0")))
-    gpu = torch.cuda.is_available()
-    if gpu:
-        torch.cuda.set_device(local_rank)
-    if processes > 1:
-        end_with_parent()  # torchrun killed by force would leave them training
-        # The others wait as long as process 0 validates, or as another still encodes its last shard.
-        dist.init_process_group("nccl" if gpu else "gloo", timeout=datetime.timedelta(days=1))
+    device = join_processes()
     try:
         config, location = _settings(local_folder(given.run))
-        backbone = load_backbone(location, f"cuda:{local_rank}" if gpu else "cpu", getattr(torch, config.dtype))
+        backbone = load_backbone(location, str(device), getattr(torch, config.dtype))
         paths, folder = triplet_paths(given.run), given.run / "training"
         report = PrintedProgress() if process_rank() == 0 else None
         adapters = train_adapters(backbone, paths, config, folder, report, workers=given.workers)
@@ -52,7 +42,7 @@ def main(arguments: list[str]) -> int:
         return 1
     if process_rank() == 0:
         print(f"trained: {adapters}")
-    if processes > 1:
+    if process_count() > 1:
         dist.destroy_process_group()
     return 0
 

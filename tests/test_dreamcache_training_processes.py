@@ -49,7 +49,7 @@ def train_and_record(place: Path, folder: Path, rank: int, count: int) -> None:
 
 
 def train_in_two_processes(place: Path, folder: Path) -> Path:
-    spawn = multiprocessing.get_context("spawn")  # a fork would inherit what other tests' servers have left here
+    spawn = multiprocessing.get_context("spawn")  # a fork ends with code 1, its work done, where Prefect ran before
     children = [spawn.Process(target=train_and_record, args=(place, folder, rank, 2)) for rank in range(2)]
     for child in children:
         child.start()

@@ -45,7 +45,7 @@ def train_as_one_of_two(folder: Path, rank: int, stopped: tuple[int, int] | None
 def train_by_two(folder: Path, stopped: tuple[int, int] | None = None) -> list[int | None]:
     """Exit codes of the two processes."""
     Path(f"{folder}.store").unlink(missing_ok=True)
-    spawn = multiprocessing.get_context("spawn")  # a fork would inherit what other tests' servers have left here
+    spawn = multiprocessing.get_context("spawn")  # a fork ends with code 1, its work done, where Prefect ran before
     children = [spawn.Process(target=train_as_one_of_two, args=(folder, rank, stopped)) for rank in range(2)]
     for child in children:
         child.start()

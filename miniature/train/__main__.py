@@ -6,29 +6,17 @@
 import argparse
 import importlib
 import os
-from datetime import timedelta
 from pathlib import Path
 
 import torch
-import torch.distributed as dist
 
-from dreamcache.processes import process_rank, wait_for_all
+from dreamcache.processes import join_processes, process_rank, wait_for_all
 from miniature.train.data import MEMBERS, VIEWS, Pool, render_pool
 from miniature.train.taxonomy import write_taxonomy
 from miniature.train.workspace import CHECKPOINTS, Workspace
 
 ORDER = ("llama", "clip", "vae", "dino", "sam", "detector", "unet")  # detector and unet start from clip, unet from vae
 SCENES = 48_000
-
-
-def join_processes() -> torch.device:
-    """This process's device: its own GPU or the CPU; where torchrun started it, it meets the other processes first."""
-    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
-    device = torch.device("cuda", local_rank) if torch.cuda.is_available() else torch.device("cpu")
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        # Long, since the others wait while the first one draws and encodes the pool.
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=timedelta(days=1))
-    return device
 
 
 def main() -> None:
@@ -39,7 +27,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, help="scenes a step of the U-Net (default: 32; a GPU takes more)")
     parser.add_argument("--compile", action="store_true", help="compile the U-Net: minutes first, then faster steps")
     parser.add_argument("--scenes", type=int, default=SCENES, help="drawn scenes in the pool (default: %(default)s)")
-    parser.add_argument("--threads", type=int, help="CPU threads (default: all cores)")
+    parser.add_argument("--threads", type=int, help="CPU threads (default: all cores, or one where torchrun starts it)")
     parser.add_argument("--work", type=Path, default=Path(".miniature"), help="pool and states (default: %(default)s)")
     parser.add_argument("--checkpoints", type=Path, default=CHECKPOINTS, help="finished checkpoints go here")
     arguments = parser.parse_args()

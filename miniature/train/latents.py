@@ -46,9 +46,6 @@ class LatentPool:
         """The workspace's pool on its device; what `vae` makes of it is kept in the pool's folder."""
         captions = ["", *(scene["caption"] for scene in workspace.pool.scenes)]
         tokens = tokenizer(captions, padding="max_length", truncation=True, return_tensors="pt")["input_ids"]
-        if process_rank() == 0:
-            encode_pool(workspace, vae)
-        wait_for_all()
         latents = torch.from_numpy(encode_pool(workspace, vae))
         parts = (latents, importance_of(workspace.pool), tokens[1:], tokens[0])
         return cls(*(part.to(workspace.device) for part in parts))
@@ -68,7 +65,7 @@ def encode_pool(workspace: Workspace, vae: AutoencoderKL) -> np.ndarray:
     weights = (workspace.checkpoints / VAE / "diffusion_pytorch_model.safetensors").read_bytes()
     file = workspace.pool.folder / f"latents-{hashlib.sha256(weights).hexdigest()[:12]}.npy"
     count = len(workspace.pool)
-    if not file.exists():
+    if process_rank() == 0 and not file.exists():
         temporary = file.with_suffix(".tmp.npy")
         shape = (2, count, vae.config.latent_channels, 16, 16)
         latents = np.lib.format.open_memmap(temporary, mode="w+", dtype=np.float16, shape=shape)
@@ -83,6 +80,7 @@ def encode_pool(workspace: Workspace, vae: AutoencoderKL) -> np.ndarray:
                 print(f"unet: {first}/{count} scenes encoded", flush=True)
         latents.flush()
         temporary.rename(file)
+    wait_for_all()
     return np.load(file, mmap_mode="c")  # copy on write: PyTorch takes no array that is read-only
 
 
