@@ -13,6 +13,8 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
+from torch import Tensor
+from torch.nn import functional as F
 
 from datagen.captions import CaptionsConfig, parse_reply, render_prompt
 from datagen.captions_transformers import TransformersCaptioner
@@ -51,17 +53,29 @@ def share(hits: list[bool]) -> float:
 
 
 def check_vae(checkpoints: Path) -> Iterator[Line]:
-    """PSNR of decoded posterior means over 128 scenes, the mean of the pictures' own figures."""
+    """PSNR of 128 decoded scenes, the mean of their own figures; also from mirrored latents, and from half as many."""
     from diffusers import AutoencoderKL
 
     vae = AutoencoderKL.from_pretrained(checkpoints / "stable-diffusion" / "vae", torch_dtype=torch.float32)
-    figures = []
+    changes: dict[str, tuple[float, Callable[[Tensor], Tensor]]] = {
+        "reconstruction": (26, lambda tensor: tensor),
+        "reconstruction from mirrored latents": (26, lambda tensor: tensor.flip(-1)),
+        "reconstruction at half the size from latents made smaller": (22, halved),
+    }
+    figures: dict[str, list[float]] = {name: [] for name in changes}
     for scene in held_out(128):
         image = torch.from_numpy(np.asarray(scene.image).copy()).permute(2, 0, 1)[None] / 127.5 - 1
         with torch.inference_mode():
-            decoded = vae.decode(vae.encode(image).latent_dist.mean).sample.clamp(-1, 1)
-        figures.append(float(10 * torch.log10(4 / (decoded - image).square().mean())))
-    yield Line("VAE, reconstruction PSNR", float(np.mean(figures)), 26, " dB")
+            latents = vae.encode(image).latent_dist.mean
+            for name, (_, change) in changes.items():
+                error = (vae.decode(change(latents)).sample.clamp(-1, 1) - change(image)).square().mean()
+                figures[name].append(float(10 * torch.log10(4 / error)))
+    for name, (mark, _) in changes.items():
+        yield Line(f"VAE, {name}, PSNR", float(np.mean(figures[name])), mark, " dB")
+
+
+def halved(tensor: Tensor) -> Tensor:
+    return F.interpolate(tensor, scale_factor=0.5, mode="bilinear", antialias=True)
 
 
 def zero_shot(clip: ClipEmbedder, images: list[Image.Image], choices: list[list[str]]) -> list[int]:

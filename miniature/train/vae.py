@@ -14,10 +14,13 @@ from miniature.train.workspace import Workspace
 FOLDER = "stable-diffusion/vae"
 STEPS = 5500
 BATCH = 8
+LEARNING_RATE, REFINING_RATE = 4e-3, 2e-3
 CROP, CROPPED_SHARE = 64, 0.92  # early steps see quarter crops, four times as many in the same time
 KL_WEIGHT = 1e-4  # on the mean over elements; keeps latents near unit scale without blurring them
 FIRST_LOG_VARIANCE = -6.0  # of the latents' noise, which would else drown the first steps
 ABSOLUTE_WEIGHT = 0.05  # a little L1 beside L2 keeps edges while PSNR rules
+CHANGED_WEIGHT = 0.5  # of the loss on latents that are mirrored, made smaller, and noisy
+MOST_NOISE = 0.2  # in them, in units of the latents
 
 
 def build() -> AutoencoderKL:
@@ -48,9 +51,11 @@ def train(workspace: Workspace) -> None:
         images = flip_some(images, generator)[0].to(workspace.device)
         posterior = vae.encode(images).latent_dist
         noise = torch.randn(posterior.mean.shape, generator=generator).to(images)
-        decoded = vae.decode(posterior.mean + posterior.std * noise).sample.float()
+        latents = posterior.mean + posterior.std * noise
         kl = 0.5 * (posterior.mean.square() + posterior.var - 1.0 - posterior.logvar).mean()
-        return F.mse_loss(decoded, images) + ABSOLUTE_WEIGHT * F.l1_loss(decoded, images) + KL_WEIGHT * kl
+        same = reconstruction_loss(vae, latents, images)
+        changed = reconstruction_loss(vae, *changed_alike(latents, images, generator))
+        return same + CHANGED_WEIGHT * changed + KL_WEIGHT * kl
 
     def save(average: nn.Module) -> None:
         finished = copy.deepcopy(average)
@@ -63,11 +68,36 @@ def train(workspace: Workspace) -> None:
         vae,
         loss_at,
         steps=steps,
-        learning_rate=4e-3,
+        learning_rate=REFINING_RATE if workspace.refine else LEARNING_RATE,
         state_folder=workspace.states,
         save=save,
         ema_decay=0.995,
     )
+
+
+def reconstruction_loss(vae: AutoencoderKL, latents: Tensor, images: Tensor) -> Tensor:
+    decoded = vae.decode(latents).sample.float()
+    return F.mse_loss(decoded, images) + ABSOLUTE_WEIGHT * F.l1_loss(decoded, images)
+
+
+def changed_alike(latents: Tensor, images: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Latents (B, C, n, n) with noise and their images, both mirrored, or made smaller, to n / 2 at least, or both.
+
+    Latents that decode alike after such a change (EQ-VAE, Kouzelis et al. 2025, section 3.2) are smoother, and a U-Net
+    learns to denoise them sooner; noise on them makes the decoder forgive what the U-Net leaves of it.
+    """
+    side, smallest = latents.shape[-1], latents.shape[-1] // 2
+    size = smallest + int(torch.randint(side - smallest + 1, (), generator=generator))
+    mirrored = size == side or bool(torch.randint(2, (), generator=generator))
+    factor = images.shape[-1] // side
+    changed = []
+    for tensor, scale in ((latents, 1), (images, factor)):
+        if size < side:
+            tensor = F.interpolate(tensor, size=(size * scale,) * 2, mode="bilinear", antialias=True)
+        changed.append(tensor.flip(-1) if mirrored else tensor)
+    amount = MOST_NOISE * torch.rand(len(latents), 1, 1, 1, generator=generator)
+    noise = amount * torch.randn(changed[0].shape, generator=generator)
+    return changed[0] + noise.to(latents), changed[1]
 
 
 @torch.no_grad()
