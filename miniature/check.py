@@ -53,7 +53,7 @@ def share(hits: list[bool]) -> float:
 
 
 def check_vae(checkpoints: Path) -> Iterator[Line]:
-    """PSNR of 128 decoded scenes, the mean of their own figures; also from mirrored latents, and from half as many."""
+    """PSNR of 128 decoded scenes, the mean of their own figures; also from mirrored and from smaller latents."""
     from diffusers import AutoencoderKL
 
     vae = AutoencoderKL.from_pretrained(checkpoints / "stable-diffusion" / "vae", torch_dtype=torch.float32)

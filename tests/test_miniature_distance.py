@@ -27,3 +27,14 @@ def test_what_two_steps_leave_unfinished_is_farther_than_drawn_scenes(
     lines = capsys.readouterr().out.splitlines()
     near, far = ([float(part.split()[1]) for part in line.split("  ")[0].split(", ")] for line in lines)
     assert len(lines) == 2 and all(1.1 * a < b for a, b in zip(near, far, strict=True))
+
+
+@pytest.mark.parametrize(("words", "said"), [(["--images", "1"], "too few"), (["nowhere"], "nowhere")])
+def test_what_cannot_be_measured_is_said_before_anything_is_drawn(
+    words: list[str], said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["distance", *words])
+    with pytest.raises(SystemExit, match="2"):
+        distance.main()
+    printed = capsys.readouterr()
+    assert said in printed.err and not printed.out

@@ -14,7 +14,7 @@ from miniature.train.workspace import Workspace
 FOLDER = "stable-diffusion/vae"
 STEPS = 5500
 BATCH = 8
-LEARNING_RATE, REFINING_RATE = 4e-3, 2e-3
+LEARNING_RATE, REFINING_RATE = 4e-3, 2e-3  # from nothing; from a finished autoencoder
 CROP, CROPPED_SHARE = 64, 0.92  # early steps see quarter crops, four times as many in the same time
 KL_WEIGHT = 1e-4  # on the mean over elements; keeps latents near unit scale without blurring them
 FIRST_LOG_VARIANCE = -6.0  # of the latents' noise, which would else drown the first steps
@@ -83,8 +83,8 @@ def reconstruction_loss(vae: AutoencoderKL, latents: Tensor, images: Tensor) -> 
 def changed_alike(latents: Tensor, images: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     """Latents (B, C, n, n) with noise and their images, both mirrored, or made smaller, to n / 2 at least, or both.
 
-    Latents that decode alike after such a change (EQ-VAE, Kouzelis et al. 2025, section 3.2) are smoother, and a U-Net
-    learns to denoise them sooner; noise on them makes the decoder forgive what the U-Net leaves of it.
+    Latents that decode alike after such a change are meant to be easier for a U-Net (EQ-VAE, Kouzelis et al. 2025);
+    noise on them, to make the decoder forgive what the U-Net leaves of it.
     """
     side, smallest = latents.shape[-1], latents.shape[-1] // 2
     size = smallest + int(torch.randint(side - smallest + 1, (), generator=generator))
