@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 
 from miniature.train.workspace import CHECKPOINTS
 
-SETTINGS = ("start", "learning_rate", "ema_decay", "held_out")
+SETTINGS = ("start", "learning_rate", "ema_decay", "held_out", "dtype")
 CARD = """# Adapters of the miniature
 
 DreamCache adapters for the miniature's Stable Diffusion, trained by the project's own flows on a dataset that they
@@ -42,7 +42,7 @@ def publish(run: Path, checkpoints: Path) -> Path:
     dataset, training = settings["dataset"], settings["training"]
     said = {
         "dataset": f"{dataset['shards']} shards of {dataset['captions_per_shard']} captions, "
-        f"images in {dataset['images']['steps']} steps",
+        f"images in {dataset['images']['steps']} steps and {dataset['images']['dtype']}",
         "training": ", ".join(f"{name} {training[name]}" for name in SETTINGS),
     }
     losses = {name: float(last[f"validation_{name}"]) for name in ("right", "wrong", "none")}

@@ -36,4 +36,4 @@ def test_published_adapters_are_the_trained_ones_in_half_precision(tmp_path: Pat
     for mine, theirs in zip(read.parameters(), trained.parameters(), strict=True):
         assert torch.equal(mine, theirs.half().float())
     card = (folder / "README.md").read_text()
-    assert "7 triplets" in card and "2 shards" in card and "right reference 0.10000" in card
+    assert "7 triplets" in card and "2 shards" in card and "dtype float32" in card and "right reference 0.10000" in card
