@@ -1,6 +1,6 @@
 """The settings of adapters, sampling and training, apart from the code that needs torch."""
 
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -37,8 +37,15 @@ class SamplingConfig(BaseModel):
     negative_prompt: str | None = Field(default=None, description="stands where the paper has the null text")
 
 
+class LossWeights(NamedTuple):
+    """What the errors of the predicted noise are weighted by; at the defaults by nothing, as the paper's (Eq. 6)."""
+
+    min_snr_gamma: float | None = None
+    subject_weight: float = 1.0
+
+
 # Settings that came after adapters had been trained; at these values they change nothing of what is learned.
-_LATER = {"share": 1.0, "references": "subject"}
+_LATER = {"share": 1.0, "references": "subject", "subject_weight": 1.0}
 
 
 class TrainingConfig(BaseModel):
@@ -67,6 +74,9 @@ class TrainingConfig(BaseModel):
         default=0, ge=0, description="augmented references kept on disk for each triplet; 0: a new one at each visit"
     )
     min_snr_gamma: float | None = Field(default=None, gt=0, description="weights the loss by min(SNR, gamma) / SNR")
+    subject_weight: float = Field(
+        default=1.0, ge=1, description="of an error on the target's subject, beside 1 on its background"
+    )
     ema_decay: float | None = Field(default=None, gt=0, lt=1, description="saves this running average of the weights")
     held_out: float = Field(default=0.05, ge=0, lt=1, description="share never trained on, by hash of the key")
     share: float = Field(
@@ -85,6 +95,11 @@ class TrainingConfig(BaseModel):
     def content(self) -> dict[str, Any]:
         """The settings that a training is known by: later ones are among them where they are not at their defaults."""
         return {name: value for name, value in self.model_dump().items() if name not in _LATER or value != _LATER[name]}
+
+    @property
+    def loss_weights(self) -> LossWeights:
+        """What training and held-out losses are weighted by."""
+        return LossWeights(self.min_snr_gamma, self.subject_weight)
 
     @model_validator(mode="after")
     def _parts_are_equal(self) -> "TrainingConfig":

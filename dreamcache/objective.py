@@ -8,6 +8,7 @@ from torch import Tensor
 from dreamcache.adapters import AdapterSet
 from dreamcache.cache import FeatureCache, reference_features
 from dreamcache.conditioning import conditioned
+from dreamcache.configs import LossWeights
 
 if TYPE_CHECKING:
     from dreamcache.backbone import Backbone
@@ -31,7 +32,7 @@ def training_loss(
     adapters: AdapterSet,
     batch: dict[str, Any],
     null_text: Tensor,
-    min_snr_gamma: float | None = None,
+    weights: LossWeights = LossWeights(),  # noqa: B008 (frozen)
 ) -> Tensor:
     """The loss of one batch of `TrainingData` (paper Eq. 6), a scalar float32 whose gradients reach adapters alone."""
     device = backbone.device
@@ -44,10 +45,26 @@ def training_loss(
     with conditioned(backbone.unet, adapters, cache):
         prediction = backbone.unet(noisy, timesteps, encoder_hidden_states=text).sample
     error = prediction.float() - backbone.training_target(latents, noise, timesteps)
-    losses = error.square().mean(dim=(1, 2, 3))
-    if min_snr_gamma is not None:
+    return weighted_losses(backbone, error, timesteps, batch["mask"].to(device), weights).mean()
+
+
+def weighted_losses(
+    backbone: "Backbone", error: Tensor, timesteps: Tensor, mask: Tensor, weights: LossWeights
+) -> Tensor:
+    """Each row's mean squared error, (B,), of errors (B, C, h, w) at timesteps (B,), on a subject where `mask` is 1.
+
+    Of timesteps less noisy than `min_snr_gamma` it takes the more the less they are; an error on the subject, (B, h, w)
+    in [0, 1], counts `subject_weight` times one on its background. Neither is the paper's.
+    """
+    squares = error.square()
+    losses = squares.mean(dim=(1, 2, 3))
+    if weights.subject_weight != 1:
+        importance = 1 + (weights.subject_weight - 1) * mask
+        losses = (importance * squares.mean(dim=1)).sum(dim=(1, 2)) / importance.sum(dim=(1, 2))
+    if weights.min_snr_gamma is not None:
         alphas = backbone.alphas_cumprod[timesteps]
         snr = alphas / (1 - alphas)
         # Hang et al., Efficient Diffusion Training via Min-SNR Weighting Strategy.
-        losses = losses * snr.clamp(max=min_snr_gamma) / (snr if backbone.prediction_type == "epsilon" else snr + 1)
-    return losses.mean()
+        capped = snr.clamp(max=weights.min_snr_gamma)
+        losses = losses * capped / (snr if backbone.prediction_type == "epsilon" else snr + 1)
+    return losses

@@ -127,7 +127,9 @@ class _Training:
         if self.leads:
             self.log = TrainingLog(folder / "log.csv", self.step)
         held_out = held_out_triplets(shards, config.held_out, config.validation_triplets) if self.leads else []
-        self.validation = prepare_validation(backbone, held_out, self.adapters) if len(held_out) > 1 else None
+        self.validation = None
+        if len(held_out) > 1:
+            self.validation = prepare_validation(backbone, held_out, self.adapters, config.loss_weights)
         self.shown = held_out[:_SAMPLES]
 
     def run(self, workers: int) -> None:
@@ -195,7 +197,7 @@ class _Training:
         raise ValueError(f"{len(batch['timestep'])} triplets at a time do not fit into memory, {advice}")
 
     def _backward(self, batch: dict[str, Any]) -> Tensor:
-        loss = training_loss(self.backbone, self.adapters, batch, self.null_text, self.config.min_snr_gamma)
+        loss = training_loss(self.backbone, self.adapters, batch, self.null_text, self.config.loss_weights)
         loss = loss / self.config.accumulation
         loss.backward()
         return loss.detach()

@@ -18,7 +18,7 @@ from dreamcache.checkpoints import written_at_once
 from dreamcache.configs import TrainingConfig
 from dreamcache.processes import process_count, process_rank, wait_for_all
 from dreamcache.reference import augment_reference, reference_image, to_tensor
-from dreamcache.validation import is_trained_on, key_hash, target_tensor
+from dreamcache.validation import is_trained_on, key_hash, target_mask, target_tensor
 from shards.files import locked_folder
 from shards.markers import checked_marker
 from shards.order import TrainingOrder
@@ -29,15 +29,16 @@ if TYPE_CHECKING:
     from shards.triplets import Triplet
 
 # Raised by hand when the stored tensors would come out differently from the same settings.
-STORED_VERSION = 1
+STORED_VERSION = 2
 
 
 class TrainingData(Dataset[dict[str, Any]]):
     """Row n of training: which triplet, noise, timesteps and augmentation depend on the seed and n alone.
 
-    A row holds `timestep`, `noise` and `reference_noise` (C, h, w) float32, `drop_caption`, and either what was stored
-    (`latents`, `text`, `reference_latents`) or what is still to be encoded (`target`, `caption`, `reference`; images
-    are (3, H, W) in [-1, 1]). ValueError if nothing is left to train on.
+    A row holds `timestep`, `noise` and `reference_noise` (C, h, w) float32, `drop_caption`, `mask` (h, w) float32, how
+    much of each latent the subject covers, and either what was stored (`latents`, `text`, `reference_latents`) or what
+    is still to be encoded (`target`, `caption`, `reference`; images are (3, H, W) in [-1, 1]). ValueError if nothing is
+    left to train on.
     """
 
     def __init__(
@@ -77,7 +78,8 @@ class TrainingData(Dataset[dict[str, Any]]):
         variants = self.config.reference_variants
         if self.stored is not None:
             file = self._file(shard)
-            row["latents"], row["text"] = file.get_slice("latents")[index], file.get_slice("text")[index]
+            for name in ("latents", "text", "mask"):
+                row[name] = file.get_slice(name)[index]
             if variants:
                 variant = (key_hash(self.shards.keys(shard)[index]) + epoch) % variants
                 row["reference_latents"] = file.get_slice(f"references.{variant}")[index]
@@ -86,6 +88,7 @@ class TrainingData(Dataset[dict[str, Any]]):
         row["reference"] = to_tensor(_reference(triplet, self.image_size, self.config, generator))
         if self.stored is None:
             row["target"], row["caption"] = target_tensor(triplet.image, self.image_size), triplet.caption
+            row["mask"] = target_mask(triplet.mask, self.latent_shape[-1])
         return row
 
     def _file(self, shard: int) -> Any:
@@ -165,6 +168,7 @@ def _encode(backbone: "Backbone", triplets: Sequence["Triplet"], config: Trainin
     encoded = {
         "latents": backbone.encode_images(images),
         "text": backbone.encode_prompts([triplet.caption for triplet in triplets]),
+        "mask": torch.stack([target_mask(triplet.mask, backbone.latent_shape[-1]) for triplet in triplets]),
     }
     for variant in range(config.reference_variants):
         references = [

@@ -13,6 +13,8 @@ from torch import Tensor
 from dreamcache.adapters import AdapterSet
 from dreamcache.cache import FeatureCache, cache_reference
 from dreamcache.conditioning import conditioned
+from dreamcache.configs import LossWeights
+from dreamcache.objective import weighted_losses
 from dreamcache.reference import reference_image, to_tensor
 
 if TYPE_CHECKING:
@@ -54,14 +56,16 @@ class ValidationInputs:
     """What validation needs of n triplets, all of it the frozen backbone's work, so done once.
 
     Latents (n, C, h, w), text (n, L, D), the references' cache and whose reference is each one's wrong one (n,);
-    `noise` (n, T, C, h, w) and `timesteps` (n, T) depend on the triplets' keys alone; `none` (n,) is the loss without
-    a reference.
+    `mask` (n, h, w) is how much of each latent its subject covers; `noise` (n, T, C, h, w) and `timesteps` (n, T)
+    depend on the triplets' keys alone; `none` (n,) is the loss without a reference.
     """
 
     latents: Tensor
     text: Tensor
     cache: FeatureCache
     wrong: Tensor
+    mask: Tensor
+    weights: LossWeights
     noise: Tensor
     timesteps: Tensor
     none: Tensor
@@ -72,6 +76,7 @@ def prepare_validation(
     backbone: "Backbone",
     triplets: Sequence["Triplet"],
     adapters: AdapterSet | None = None,
+    weights: LossWeights = LossWeights(),  # noqa: B008 (frozen)
     batch_size: int = 16,
 ) -> ValidationInputs:
     """Encode held-out triplets; a triplet's wrong reference is the next one's of its class, or the next one's at all.
@@ -104,6 +109,8 @@ def prepare_validation(
         torch.cat(texts),
         FeatureCache.stack(caches),
         torch.tensor([_next_of_class(classes, index) for index in range(len(triplets))]),
+        torch.stack([target_mask(triplet.mask, backbone.latent_shape[-1]) for triplet in triplets]),
+        weights,
         torch.stack(noise),
         torch.stack(timesteps),
         torch.empty(0),
@@ -132,7 +139,7 @@ def validation_loss(
     backbone: "Backbone", adapters: AdapterSet | None, triplets: Sequence["Triplet"], batch_size: int = 16
 ) -> dict[str, float]:
     """The mean of `validation_losses` over held-out triplets, which are encoded first: "right", "wrong" and "none"."""
-    inputs = prepare_validation(backbone, triplets, adapters, batch_size)
+    inputs = prepare_validation(backbone, triplets, adapters, batch_size=batch_size)
     losses = validation_losses(backbone, adapters, inputs, batch_size)
     return {name: float(values.mean()) for name, values in losses.items()}
 
@@ -149,7 +156,7 @@ def _losses(
     device, losses = backbone.device, []
     for start in range(0, len(inputs.latents), batch_size):
         rows = slice(start, start + batch_size)
-        latents, text = inputs.latents[rows], inputs.text[rows]
+        latents, text, mask = inputs.latents[rows], inputs.text[rows], inputs.mask[rows].to(device)
         cache = None if references is None else inputs.cache.select(references[rows].tolist()).to(device)
         by_timestep = []
         with conditioned(backbone.unet, adapters, cache):
@@ -158,7 +165,7 @@ def _losses(
                 noisy = backbone.add_noise(latents, noise, timesteps)
                 prediction = backbone.unet(noisy, timesteps, encoder_hidden_states=text).sample
                 error = prediction.float() - backbone.training_target(latents, noise, timesteps)
-                by_timestep.append(error.square().mean(dim=(1, 2, 3)))
+                by_timestep.append(weighted_losses(backbone, error, timesteps, mask, inputs.weights))
         losses.append(torch.stack(by_timestep).mean(dim=0).cpu())
     return torch.cat(losses)
 
@@ -168,6 +175,12 @@ def target_tensor(image: Image.Image, size: int) -> Tensor:
     if image.size != (size, size):
         image = ImageOps.fit(image, (size, size), Image.Resampling.BICUBIC)
     return to_tensor(image.convert("RGB"))
+
+
+def target_mask(mask: Image.Image, side: int) -> Tensor:
+    """How much of each latent of a target image its mask covers: (side, side), 0 to 1, cropped as the image is."""
+    fitted = ImageOps.fit(mask.convert("L"), (side, side), Image.Resampling.BOX)
+    return torch.from_numpy(np.asarray(fitted, dtype=np.float32) / 255)
 
 
 def _next_of_class(classes: Sequence[str | None], index: int) -> int:

@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 
 from miniature.train.workspace import CHECKPOINTS
 
-SETTINGS = ("start", "learning_rate", "ema_decay", "held_out", "dtype")
+SETTINGS = ("start", "learning_rate", "min_snr_gamma", "subject_weight", "ema_decay", "held_out", "dtype")
 CARD = """# Adapters of the miniature
 
 DreamCache adapters for the miniature's Stable Diffusion, trained by the project's own flows on a dataset that they

@@ -208,17 +208,6 @@ def test_validation_is_repeatable_and_equal_for_fresh_adapters(backbone, paths):
     assert not torch.equal(moved["right"], moved["wrong"]) and not torch.equal(moved["right"], moved["none"])
 
 
-def test_losses_of_v_prediction_and_min_snr(paths, backbone, tmp_path):
-    shards = TripletShards(paths)
-    v = load_backbone(save_tiny_stable_diffusion(tmp_path / "v", prediction_type="v_prediction"))
-    config = CONFIG.model_copy(update={"reference_variants": 0, "store_latents": False})
-    batch = collate([TrainingData(shards, config, v, None)[number] for number in range(4)])
-    for one in (v, backbone):
-        adapters, null_text = AdapterSet.for_unet(one.unet), one.encode_prompts([""])
-        plain, weighted = (float(training_loss(one, adapters, batch, null_text, gamma)) for gamma in (None, 0.01))
-        assert 0 < weighted < plain
-
-
 def test_what_cannot_go_on_is_named(backbone, paths, undisturbed, place, tmp_path):
     with pytest.raises(ValueError, match=r"learning_rate was 0.001 and is 0.01"):
         train_adapters(backbone, paths, CONFIG.model_copy(update={"learning_rate": 0.01}), undisturbed)

@@ -1,0 +1,69 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from tiny_diffusion import save_tiny_stable_diffusion
+from tiny_triplets import write_tiny_triplets
+
+from dreamcache.adapters import AdapterSet
+from dreamcache.backbone import load_backbone
+from dreamcache.configs import LossWeights, TrainingConfig
+from dreamcache.objective import training_loss
+from dreamcache.training_data import TrainingData, collate, store_latents
+from dreamcache.validation import target_mask
+from shards.triplets import TripletShards
+
+CONFIG = TrainingConfig(steps=8, batch_size=4, held_out=0.3, store_latents=False)
+
+
+@pytest.fixture(scope="module")
+def backbone(tmp_path_factory):
+    return load_backbone(save_tiny_stable_diffusion(tmp_path_factory.mktemp("objective") / "sd"))
+
+
+@pytest.fixture(scope="module")
+def paths(tmp_path_factory) -> list[Path]:
+    return write_tiny_triplets(tmp_path_factory.mktemp("objective") / "run")
+
+
+def test_losses_of_v_prediction_and_min_snr(paths, backbone, tmp_path):
+    shards = TripletShards(paths)
+    v = load_backbone(save_tiny_stable_diffusion(tmp_path / "v", prediction_type="v_prediction"))
+    batch = collate([TrainingData(shards, CONFIG, v, None)[number] for number in range(4)])
+    for one in (v, backbone):
+        adapters, null_text = AdapterSet.for_unet(one.unet), one.encode_prompts([""])
+        plain, weighted = (
+            float(training_loss(one, adapters, batch, null_text, LossWeights(gamma)).detach()) for gamma in (None, 0.01)
+        )
+        assert 0 < weighted < plain
+
+
+def test_a_subject_counts_as_much_more_as_its_weight_says(paths, backbone):
+    data = TrainingData(TripletShards(paths), CONFIG, backbone, None)
+    batch = collate([data[number] for number in range(4)])
+    adapters, null_text = AdapterSet.for_unet(backbone.unet), backbone.encode_prompts([""])
+
+    def loss(weight: float, mask: torch.Tensor) -> float:
+        weights = LossWeights(subject_weight=weight)
+        return float(training_loss(backbone, adapters, batch | {"mask": mask}, null_text, weights).detach())
+
+    mask, share = torch.zeros_like(batch["mask"]), 0.25
+    mask[..., : mask.shape[-1] // 4] = 1
+    plain, heavy = loss(1.0, mask), loss(1e6, mask)
+    background = loss(1e6, 1 - mask)
+    assert share * heavy + (1 - share) * background == pytest.approx(plain, rel=1e-4)
+    assert loss(3.0, mask) == pytest.approx((3 * share * heavy + (1 - share) * background) / (1 + 2 * share), rel=1e-4)
+    assert loss(3.0, torch.ones_like(mask)) == pytest.approx(plain)
+
+
+def test_masks_lie_on_the_latents_of_their_subjects(paths, backbone):
+    shards = TripletShards(paths)
+    stored = store_latents(backbone, shards, CONFIG)
+    rows = [TrainingData(shards, CONFIG, backbone, files)[0]["mask"] for files in (None, stored)]
+    assert torch.equal(*rows) and rows[0].shape == backbone.latent_shape[1:]
+
+    wide = Image.new("L", (128, 64), 0)  # of an image whose left and right quarters are cropped away
+    wide.paste(255, (0, 0, 48, 32))
+    assert np.array_equal(target_mask(wide, 4), [[1, 0, 0, 0], [1, 0, 0, 0], [0, 0, 0, 0], [0, 0, 0, 0]])
