@@ -12,6 +12,7 @@ from dreamcache.ablations import FINDINGS, TABLES
 from dreamcache.dreambooth.findings import Difference, judge, over_seeds, paired
 from dreamcache.dreambooth.scoring import ROWS, SUMMARY
 from dreamcache.dreambooth.summary import Row, estimates
+from flows.ablation_chart import ablation_chart
 from flows.ablations import DEFAULT, FOLDER, AblationRow, Study
 from flows.evaluation_plans import TRAINED, adapters_folder
 from flows.plans import training_step
@@ -19,7 +20,7 @@ from flows.report_training import held_out_losses
 from flows.score_tables import METRIC_NAMES, aligned, estimate_cells
 from shards.files import json_line, read_json_lines, replace_file
 
-ROWS_FILE, TABLES_FILE, TEXT_FILE = "rows.jsonl", "tables.json", "ablations.md"
+ROWS_FILE, TABLES_FILE, TEXT_FILE, CHART_FILE = "rows.jsonl", "tables.json", "ablations.md", "ablations.svg"
 SHOWN = ("dino", "clip_i", "clip_t")
 TEXT = (
     "In brackets: 95% intervals, bootstrapped over subjects. Differences are paired, the same prompts and seeds, "
@@ -31,7 +32,7 @@ TEXT = (
 
 
 def write_results(study: Study) -> Path:
-    """Write what the rows that are up to date say: `rows.jsonl`, `tables.json` and `ablations.md`; returns the last."""
+    """Write what the rows that are up to date say, as records, tables and a chart; returns the path of the text."""
     rows = study.finished()
     scores: dict[str, dict[int, list[Row]]] = {}
     for row in rows:
@@ -66,6 +67,7 @@ def write_results(study: Study) -> Path:
     records = b"".join(json_line(_record(study, row, scores)) for row in rows)
     replace_file(study.folder / ROWS_FILE, records)
     replace_file(study.folder / TABLES_FILE, json.dumps(content, indent=1).encode() + b"\n")
+    replace_file(study.folder / CHART_FILE, ablation_chart(tables).encode())
     replace_file(study.folder / TEXT_FILE, _text(content).encode())
     return study.folder / TEXT_FILE
 

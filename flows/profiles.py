@@ -119,7 +119,7 @@ def _miniature() -> Profile:
             images_per_prompt=1,
             prompts=2,
             masked_metrics=True,
-            sampling=SamplingConfig(steps=15, guidance_scale=5.0, image_guidance_scale=3.0),
+            sampling=SamplingConfig(steps=15, guidance_scale=5.0, image_guidance_scale=4.0),
         ),
         benchmark=DrawnBenchmark(subjects=32, images=4),
         dino=str(checkpoints / "dino"),

@@ -9,7 +9,9 @@ from safetensors.torch import load_file, save_file
 
 from miniature.train.workspace import CHECKPOINTS
 
-SETTINGS = ("start", "learning_rate", "min_snr_gamma", "subject_weight", "ema_decay", "held_out", "dtype")
+SETTINGS = (
+    "start", "learning_rate", "min_snr_gamma", "subject_weight", "reference_variants", "ema_decay", "held_out", "dtype",
+)  # fmt: skip
 CARD = """# Adapters of the miniature
 
 DreamCache adapters for the miniature's Stable Diffusion, trained by the project's own flows on a dataset that they
@@ -17,7 +19,7 @@ built. The demo's report shows them beside those that it has just trained.
 
 - Dataset: {triplets} triplets; `dreamcache build-dataset` with {dataset}.
 - Training: {steps} steps of {batch_size} triplets; `dreamcache train-adapters` with {training}.
-- Loss on held-out triplets, at most {held_out}, at fixed noise and timesteps: right reference {right:.5f}, wrong
+- Loss, weighted as in training, on held-out triplets, at most {held_out}, at fixed noise and timesteps: right reference {right:.5f}, wrong
   reference {wrong:.5f}, no reference {none:.5f}.
 - Weights in half precision; training and sampling read them as float32.
 """
