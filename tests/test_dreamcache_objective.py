@@ -12,7 +12,7 @@ from dreamcache.backbone import load_backbone
 from dreamcache.configs import LossWeights, TrainingConfig
 from dreamcache.objective import training_loss
 from dreamcache.training_data import TrainingData, collate, store_latents
-from dreamcache.validation import target_mask
+from dreamcache.validation import held_out_triplets, prepare_validation, target_mask
 from shards.triplets import TripletShards
 
 CONFIG = TrainingConfig(steps=8, batch_size=4, held_out=0.3, store_latents=False)
@@ -67,3 +67,18 @@ def test_masks_lie_on_the_latents_of_their_subjects(paths, backbone):
     wide = Image.new("L", (128, 64), 0)  # of an image whose left and right quarters are cropped away
     wide.paste(255, (0, 0, 48, 32))
     assert np.array_equal(target_mask(wide, 4), [[1, 0, 0, 0], [1, 0, 0, 0], [0, 0, 0, 0], [0, 0, 0, 0]])
+
+
+@torch.no_grad()
+def test_held_out_losses_are_weighted_as_the_training(paths, backbone):
+    triplets = held_out_triplets(TripletShards(paths), CONFIG.held_out, 2)
+    seen = prepare_validation(backbone, triplets, weights=LossWeights(min_snr_gamma=0.5, subject_weight=3.0))
+    for row in range(2):
+        by_timestep = []
+        for timestep, noise in zip(seen.timesteps[row], seen.noise[row], strict=True):
+            noisy = backbone.add_noise(seen.latents[row][None], noise[None], timestep[None])
+            squares = (backbone.unet(noisy, timestep, encoder_hidden_states=seen.text[row][None]).sample - noise) ** 2
+            counts = 1 + 2 * seen.mask[row].expand_as(squares)
+            snr = backbone.alphas_cumprod[timestep] / (1 - backbone.alphas_cumprod[timestep])
+            by_timestep.append(float((squares * counts).sum() / counts.sum() * min(1.0, 0.5 / float(snr))))
+        assert float(seen.none[row]) == pytest.approx(sum(by_timestep) / len(by_timestep), rel=1e-4)
