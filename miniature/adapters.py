@@ -19,8 +19,8 @@ built. The demo's report shows them beside those that it has just trained.
 
 - Dataset: {triplets} triplets; `dreamcache build-dataset` with {dataset}.
 - Training: {steps} steps of {batch_size} triplets; `dreamcache train-adapters` with {training}.
-- Loss, weighted as in training, on held-out triplets, at most {held_out}, at fixed noise and timesteps: right
-  reference {right:.5f}, wrong reference {wrong:.5f}, no reference {none:.5f}.
+- Loss, weighted as in training, on held-out triplets, at most {held_out}, at fixed noise and timesteps:
+  right reference {right:.5f}, wrong reference {wrong:.5f}, no reference {none:.5f}.
 - Weights in half precision; training and sampling read them as float32.
 """
 
