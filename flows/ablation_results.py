@@ -99,12 +99,17 @@ def finding_text(found: Mapping[str, Any]) -> str:
     return f"{found['finding']} ({METRIC_NAMES[found['metric']]}): {found['verdict']}. {differences}."
 
 
+def no_adapters_text(scores: Mapping[str, Any]) -> str:
+    """The scores of the backbone alone as one sentence; empty where there are none."""
+    cells = ", ".join(f"{name} {cell}" for name, cell in _cells(scores).items())
+    return f"Without adapters: {cells}." if scores else ""
+
+
 def _text(content: Mapping[str, Any]) -> str:
     """All tables and findings as Markdown."""
     parts = ["# Ablations", content["text"]]
     if content["no_adapters"]:
-        scores = ", ".join(f"{name} {cell}" for name, cell in _cells(content["no_adapters"]).items())
-        parts.append(f"Without adapters: {scores}.")
+        parts.append(no_adapters_text(content["no_adapters"]))
     for table in content["tables"]:
         rows = list(aligned(table_rows(table), " | "))
         header, *lines = (f"| {line:{max(map(len, rows))}} |" for line in rows)

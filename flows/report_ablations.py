@@ -1,17 +1,17 @@
-"""The report's part on ablations: the paper's tables beside ours, a chart of each, and which findings reproduce."""
+"""The report's part on ablations: the paper's tables beside ours, one chart of them, and which findings hold."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import base64
 from pathlib import Path
 from typing import Any
 
-from flows.ablation_results import finding_text, read_results, table_rows
-from flows.charts import Line, line_chart
+from flows.ablation_chart import ablation_chart
+from flows.ablation_results import finding_text, no_adapters_text, read_results, table_rows
 
 
 def ablations(run: Path) -> dict[str, Any] | None:
-    """The tables, charts and findings of a run's ablations, or None where there are none."""
+    """The tables, their chart as a data URI and the findings of a run's ablations, or None where there are none."""
     results = read_results(run)
     if results is None or not results["tables"]:
         return None
@@ -24,20 +24,13 @@ def ablations(run: Path) -> dict[str, Any] | None:
             {
                 "title": table["title"], "note": table["note"], "columns": columns,
                 "rows": [[row.get(name, "") for name in columns] for row in rows],
-                "chart": _chart(table, results["no_adapters"]),
                 "findings": [finding_text(one) for one in found],
             }
         )  # fmt: skip
-    return {"text": results["text"], "tables": tables}
-
-
-def _chart(table: Mapping[str, Any], no_adapters: Mapping[str, Any]) -> str:
-    """DINO against CLIP-T: a cross of intervals for every line, and for the backbone without adapters."""
-    crosses = []
-    places = [(line["label"], line["scores"], "none" if line["difference"] else "right") for line in table["lines"]]
-    for label, scores, style in [*places, ("no adapters", no_adapters, "soft")]:
-        if scores and None not in (scores["dino"]["low"], scores["clip_t"]["low"]):
-            up, across = scores["dino"], scores["clip_t"]
-            crosses.append(Line("", [(across["mean"], up["low"]), (across["mean"], up["high"])], style))
-            crosses.append(Line(label, [(across["low"], up["mean"]), (across["high"], up["mean"])], style))
-    return line_chart(crosses, "CLIP-T: like the prompt", "DINO: like the subject")
+    # As a picture of its own, since its style would else be the whole page's.
+    chart = base64.b64encode(ablation_chart(results["tables"]).encode()).decode()
+    return {
+        "text": f"{results['text']} {no_adapters_text(results['no_adapters'])}".strip(),
+        "chart": f"data:image/svg+xml;base64,{chart}",
+        "tables": tables,
+    }
