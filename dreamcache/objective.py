@@ -51,10 +51,10 @@ def training_loss(
 def weighted_losses(
     backbone: "Backbone", error: Tensor, timesteps: Tensor, mask: Tensor, weights: LossWeights
 ) -> Tensor:
-    """Each row's mean squared error, (B,), of errors (B, C, h, w) at timesteps (B,), on a subject where `mask` is 1.
+    """Each row's mean squared error, (B,), of errors (B, C, h, w) at timesteps (B,), weighted.
 
-    Of timesteps less noisy than `min_snr_gamma` it takes the more the less they are; an error on the subject, (B, h, w)
-    in [0, 1], counts `subject_weight` times one on its background. Neither is the paper's.
+    A timestep whose signal-to-noise ratio is above `min_snr_gamma` counts gamma / ratio; an error on the subject counts
+    `subject_weight` times one on its background, by `mask` (B, h, w) in [0, 1]. Neither is the paper's.
     """
     squares = error.square()
     losses = squares.mean(dim=(1, 2, 3))

@@ -136,10 +136,14 @@ def validation_losses(
 
 
 def validation_loss(
-    backbone: "Backbone", adapters: AdapterSet | None, triplets: Sequence["Triplet"], batch_size: int = 16
+    backbone: "Backbone",
+    adapters: AdapterSet | None,
+    triplets: Sequence["Triplet"],
+    weights: LossWeights = LossWeights(),  # noqa: B008 (frozen)
+    batch_size: int = 16,
 ) -> dict[str, float]:
     """The mean of `validation_losses` over held-out triplets, which are encoded first: "right", "wrong" and "none"."""
-    inputs = prepare_validation(backbone, triplets, adapters, batch_size=batch_size)
+    inputs = prepare_validation(backbone, triplets, adapters, weights, batch_size)
     losses = validation_losses(backbone, adapters, inputs, batch_size)
     return {name: float(values.mean()) for name, values in losses.items()}
 

@@ -6,7 +6,10 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
-METRICS = {"dino": "DINO", "clip_i": "CLIP-I", "clip_t": "CLIP-T"}
+from dreamcache.dreambooth.findings import shown
+from flows.score_tables import METRIC_NAMES
+
+SHOWN = ("dino", "clip_i", "clip_t")
 LABELS, PANEL, GAP, LINE, TOP = 232, 190, 26, 20, 56
 # Of a picture that stands alone, such as in a README, by day and by night.
 STYLE = """
@@ -23,21 +26,21 @@ svg { background: #0d1117 } text { fill: #e6edf3 } .soft { fill: #8d96a0 } .axis
 def ablation_chart(tables: Sequence[Mapping[str, Any]]) -> str:
     """The tables of `tables.json` as an SVG: a line each, a panel a metric, the paper's differences as diamonds.
 
-    A difference is blue where its interval lies above 0, orange where below, grey where it holds 0.
+    A difference is blue where it is shown to lie above 0, orange where below, else grey.
     """
     lines = [line for table in tables for line in table["lines"] if line["scores"]]
     height = TOP + LINE * (len(lines) + 2 * len(tables)) + 8
-    width = LABELS + len(METRICS) * (PANEL + GAP)
+    width = LABELS + len(SHOWN) * (PANEL + GAP)
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}" viewBox="0 0 {width} {height}">',
         f"<title>Ablations: differences from the default</title><style>{STYLE}</style>",
     ]
     for number, text in enumerate(("differences from the default,", "95% intervals; ◇ the paper's")):
         parts.append(f'<text class="soft" x="8" y="{18 * (number + 1)}">{text}</text>')
-    reaches = {metric: _reach(tables, metric) for metric in METRICS}
-    for number, (metric, name) in enumerate(METRICS.items()):
+    reaches = {metric: _reach(tables, metric) for metric in SHOWN}
+    for number, metric in enumerate(SHOWN):
         middle = _middle(number)
-        parts.append(f'<text class="title" x="{middle}" y="18" text-anchor="middle">{name}</text>')
+        parts.append(f'<text class="title" x="{middle}" y="18" text-anchor="middle">{METRIC_NAMES[metric]}</text>')
         ends = (f"-{reaches[metric]:.2f}", "default", f"+{reaches[metric]:.2f}")
         for side, text, anchor in zip((-1, 0, 1), ends, ("start", "middle", "end"), strict=True):
             x = middle + side * PANEL / 2
@@ -51,7 +54,7 @@ def ablation_chart(tables: Sequence[Mapping[str, Any]]) -> str:
         for line in table["lines"]:
             if line["scores"]:
                 parts.append(f'<text x="20" y="{y}">{escape(line["label"])}</text>')
-                for number, metric in enumerate(METRICS):
+                for number, metric in enumerate(SHOWN):
                     parts += _entry(table, line, metric, _middle(number), PANEL / 2 / reaches[metric], y - 4)
                 y += LINE
     return "\n".join([*parts, "</svg>", ""])
@@ -66,7 +69,7 @@ def _entry(
         return [f'<text class="soft" x="{middle + 6}" y="{y + 4}">{score:.3f}</text>']
     found, parts = line["difference"][metric], []
     if found["low"] is not None:
-        style = "up" if found["low"] > 0 else "down" if found["high"] < 0 else "none"
+        style = {1: "up", -1: "down", 0: "none"}[shown(found)]
         low, mean, high = (middle + scale * found[bound] for bound in ("low", "mean", "high"))
         parts.append(f'<line class="{style}" stroke-width="2" x1="{low:.1f}" x2="{high:.1f}" y1="{y}" y2="{y}"/>')
         parts.append(f'<circle class="{style}" cx="{mean:.1f}" cy="{y}" r="4"/>')

@@ -12,7 +12,7 @@ from dreamcache.ablations import FINDINGS, TABLES
 from dreamcache.dreambooth.findings import Difference, judge, over_seeds, paired
 from dreamcache.dreambooth.scoring import ROWS, SUMMARY
 from dreamcache.dreambooth.summary import Row, estimates
-from flows.ablation_chart import ablation_chart
+from flows.ablation_chart import SHOWN, ablation_chart
 from flows.ablations import DEFAULT, FOLDER, AblationRow, Study
 from flows.evaluation_plans import TRAINED, adapters_folder
 from flows.plans import training_step
@@ -21,7 +21,6 @@ from flows.score_tables import METRIC_NAMES, aligned, estimate_cells
 from shards.files import json_line, read_json_lines, replace_file
 
 ROWS_FILE, TABLES_FILE, TEXT_FILE, CHART_FILE = "rows.jsonl", "tables.json", "ablations.md", "ablations.svg"
-SHOWN = ("dino", "clip_i", "clip_t")
 TEXT = (
     "In brackets: 95% intervals, bootstrapped over subjects. Differences are paired, the same prompts and seeds, "
     "against the default of their table, over the seeds of the training that both have. A finding is shown where its "

@@ -169,7 +169,7 @@ def write_held_out_loss(profile: Profile, run: Path, models: Models) -> Path:
     triplets = held_out_triplets(TripletShards(triplet_paths(run)), config.held_out, config.validation_triplets)
     backbone, adapters, _ = models()
     partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(validation_loss(backbone, adapters, triplets)))
+    partial.write_text(json.dumps(validation_loss(backbone, adapters, triplets, config.loss_weights)))
     partial.replace(path)
     return path
 

@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from dreamcache.configs import TrainingConfig
 from dreamcache.dreambooth.evaluation import Evaluation
 from flows.charts import Line, line_chart, running_mean
 from flows.evaluation_plans import COMPARED, evaluation_of, evaluations
@@ -41,13 +42,21 @@ def training(profile: Profile, run: Path) -> dict[str, Any] | None:
         "steps": int(rows[-1]["step"]) if rows else 0,
         "text": f"{config.steps:,} steps of {config.batch_size} triplets, learning rate {config.learning_rate:g}, "
         f"captions dropped with p = {config.caption_dropout:g}; {config.held_out:.0%} of the triplets, by hash of the "
-        "key, are held out.",
+        f"key, are held out.{_weights(config)}",
         "loss_chart": line_chart(
             [Line("", losses[::every], "pale"), Line("running mean", mean[::every], "accent")], "step", "loss"
         ),
         "validation_chart": line_chart(curves, "step", "held-out loss") if len(validations) > 1 else "",
         "held_out": held_out,
     }
+
+
+def _weights(config: TrainingConfig) -> str:
+    """What the losses are weighted by as a sentence; empty where by nothing, as the paper's."""
+    gamma, subject = config.loss_weights
+    said = [f"min-SNR with gamma {gamma:g}"] if gamma is not None else []
+    said += [f"errors on the subject counting {subject:g} times"] if subject != 1 else []
+    return f" All losses are weighted: {', '.join(said)}." if said else ""
 
 
 def held_out_losses(run: Path) -> dict[str, float] | None:

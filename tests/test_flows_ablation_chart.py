@@ -10,11 +10,12 @@ from flows.ablation_chart import ablation_chart
 SVG = "{http://www.w3.org/2000/svg}"
 
 
-def line(label: str, published: float | None = None, **difference: tuple[float, float, float] | None) -> dict[str, Any]:
+def line(label: str, published: float | None = None, **difference: tuple[float, float, float]) -> dict[str, Any]:
     """A line with a score of 0.5 in all metrics and these differences (low, mean, high); without any, a default."""
     names = ("low", "mean", "high")
     found = {
-        metric: dict(zip(names, bounds or (None, 0.0, None), strict=True)) for metric, bounds in difference.items()
+        metric: {**dict(zip(names, bounds, strict=True)), "groups": 6, "by_seed": [bounds[1]]}
+        for metric, bounds in difference.items()
     }
     scores = {metric: {"mean": 0.5} for metric in ("dino", "clip_i", "clip_t")}
     return {"label": label, "scores": scores, "difference": found, "paper": {"clip_i": published, "clip_t": None}}
@@ -26,7 +27,7 @@ def table(*lines: dict[str, Any]) -> dict[str, Any]:
 
 def test_marks_stand_by_their_differences_and_colours_say_what_is_shown() -> None:
     worse = line("mid", 0.75, dino=(-0.2, -0.1, -0.05), clip_i=(-0.02, 0.03, 0.1), clip_t=(0.01, 0.02, 0.03))
-    missing = line("all", dino=None, clip_i=None, clip_t=None) | {"scores": {}}
+    missing = line("all") | {"scores": {}}
     drawn = ElementTree.fromstring(ablation_chart([table(worse, line("default", 0.81), missing)]))
     circles = drawn.findall(f"{SVG}circle")
     assert [circle.get("class") for circle in circles] == ["down", "none", "up"]
