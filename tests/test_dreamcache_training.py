@@ -182,8 +182,10 @@ def test_online_and_stored_latents_train_alike(backbone, paths, workers):
         files = store_latents(backbone, shards, config) if stored else None
         data = TrainingData(shards, config, backbone, files)
         loader = torch.utils.data.DataLoader(
-            data, batch_size=4, sampler=range(8), num_workers=workers, collate_fn=collate
-        )
+            data, batch_size=4, sampler=range(8), num_workers=workers, collate_fn=collate,
+            # A forked one inherits what Prefect does at its exit, where a flow ran in this process before, and fails.
+            multiprocessing_context="spawn" if workers else None,
+        )  # fmt: skip
         adapters = AdapterSet.for_unet(backbone.unet)
         losses.append([float(training_loss(backbone, adapters, batch, null_text)) for batch in loader])
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)
