@@ -38,6 +38,7 @@ class DatasetConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
     seed: int = Field(default=0, ge=0)
     captions_per_shard: int = Field(default=512, ge=1)
+    images_per_caption: int = Field(default=1, ge=1, description="images made of each caption, from noise of their own")
     shards: int | None = Field(default=None, ge=1, description="shards to build; with a target, the most it may take")
     target_triplets: int | None = Field(default=None, ge=1, description="go on until so many triplets are accepted")
     shards_per_block: int = Field(default=16, ge=1, description="each model is loaded once a block")
@@ -91,7 +92,9 @@ class Dataset:
         specs = (
             StageSpec("captions", CAPTIONS_VERSION, captions, models["captions"]),
             StageSpec("dedup", DEDUP_VERSION, config.dedup.content()),
-            StageSpec("images", IMAGES_VERSION, config.images.content(), models["images"], ".tar"),
+            StageSpec(
+                "images", IMAGES_VERSION, config.images.content(), models["images"], ".tar", config.images_per_caption
+            ),
             StageSpec("masks", MASKS_VERSION, config.masks.content(), models["masks"], ".tar"),
             StageSpec("gates", GATES_VERSION, config.gates.content()),
             StageSpec("triplets", TRIPLETS_VERSION, {}, suffix=".tar"),
@@ -168,13 +171,13 @@ class Dataset:
         """The block that follows those begun; None where no further one is needed, as far as is known by now.
 
         `accepted` holds the triplets of the blocks that are finished. With a target, a block in flight is taken to give
-        a triplet for each of its captions: whatever is begun then would also be built by one process, block after
+        a triplet for each image of its captions: whatever is begun then would also be built by one process, block after
         block. Raises RuntimeError if the target cannot be reached.
         """
         config, first = self.config, begun[-1].stop if begun else 0
         found, flying = sum(accepted.values()), [block for block in begun if block not in accepted]
         if config.target_triplets is not None:
-            at_most = found + config.captions_per_shard * sum(map(len, flying))
+            at_most = found + config.captions_per_shard * config.images_per_caption * sum(map(len, flying))
             if at_most >= config.target_triplets:
                 return None
         if first == config.shards:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from pydantic import Field
 
 from datagen.config import Dtype, Execution, StageConfig, derived_seed, in_batches, torch_device
 from datagen.identity import loading
-from shards.files import read_json_lines
+from shards.files import copy_keys, read_json_lines
 from shards.markers import Marker
 from shards.stage import ShardPlan
 
@@ -63,17 +63,17 @@ class Painter(Protocol):
 
 def run(plan: ShardPlan, config: ImagesConfig, painter: Painter, report: Callable[[int, int], None]) -> Marker:
     """Write a shard's images as KEY.jpg beside the caption's record; broken ones are rejected."""
-    records, done = list(read_json_lines(plan.inputs[0])), 0
+    records, done = list(_copies(read_json_lines(plan.inputs[0]), plan.spec.copies)), 0
 
-    def paint(batch: Sequence[dict[str, Any]]) -> tuple[np.ndarray, Sequence[bool]]:
-        seeds = [derived_seed(record["seed"], "image") for record in batch]
-        images = painter.paint([record["caption"] for record in batch], seeds)
+    def paint(batch: Sequence[tuple[dict[str, Any], int]]) -> tuple[np.ndarray, Sequence[bool]]:
+        seeds = [seed for _, seed in batch]
+        images = painter.paint([record["caption"] for record, _ in batch], seeds)
         return images, painter.unsafe(images)
 
     execution = config.execution.model_dump()
     with plan.writing(execution) as out:
         for batch, (images, unsafe) in in_batches(records, execution, paint):
-            for record, image, flagged in zip(batch, images, unsafe, strict=True):
+            for (record, _), image, flagged in zip(batch, images, unsafe, strict=True):
                 models = {**record["models"], **{f"images.{role}": name for role, name in plan.spec.models.items()}}
                 record = {**record, "models": models}
                 if (fault := image_fault(image, config)) is not None:
@@ -86,6 +86,13 @@ def run(plan: ShardPlan, config: ImagesConfig, painter: Painter, report: Callabl
             report(done, len(records))
     assert out.marker is not None
     return out.marker
+
+
+def _copies(records: Iterable[dict[str, Any]], copies: int) -> Iterator[tuple[dict[str, Any], int]]:
+    """Each record as often as it gets an image, with the noise's seed; the first one's is the same in any number."""
+    for record in records:
+        for number, key in enumerate(copy_keys(record["key"], copies)):
+            yield {**record, "key": key}, derived_seed(record["seed"], "image", *([number] if number else []))
 
 
 def image_fault(image: np.ndarray, config: ImagesConfig) -> str | None:

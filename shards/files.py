@@ -37,6 +37,11 @@ def checked_key(key: object) -> str:
     return key
 
 
+def copy_keys(key: str, copies: int) -> list[str]:
+    """The keys of as many records made of one record: its own for one, else KEY-0, KEY-1, ..."""
+    return [key] if copies == 1 else [f"{key}-{number}" for number in range(copies)]
+
+
 def json_line(record: Mapping[str, Any]) -> bytes:
     """One record as canonical UTF-8 JSON with a newline: sorted keys, no spaces, NaN refused with ValueError."""
     # A lone surrogate has no UTF-8 form; its backslash escape is valid JSON for the same string.

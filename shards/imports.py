@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from shards.files import KEY_PATTERN
+from shards.files import KEY_PATTERN, copy_keys
 from shards.markers import MARKER_SUFFIX
 from shards.sources import SourceFile, decoded_image, source_files
 from shards.stage import ShardWriter, StageSpec, plan_shard
@@ -123,7 +123,7 @@ def leave_out_shards(run: Path, stage: str, count: int) -> None:
 def _take_or_reject(
     entry: Entry, size: int, take: Callable[[Entry], list[tuple[dict[str, Any], dict[str, bytes]]]], out: ShardWriter
 ) -> None:
-    keys = [entry.key] if size == 1 else [f"{entry.key}-{number}" for number in range(size)]
+    keys = copy_keys(entry.key, size)
     # A name may hold what no JSON can: bytes that are not UTF-8 come as lone surrogates and leave as escapes.
     source = {"source": entry.name.encode("utf-8", "backslashreplace").decode()}
     try:

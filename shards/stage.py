@@ -28,7 +28,8 @@ class StageSpec:
     """What determines a stage's output besides its inputs.
 
     `version` is bumped by hand when the stage's code changes what it writes; `settings` are the content settings (not
-    device or batch size); `models` maps a role to the identity of its weights; `suffix` is ".jsonl" or ".tar".
+    device or batch size); `models` maps a role to the identity of its weights; `suffix` is ".jsonl" or ".tar". Of each
+    record of its first input the stage makes `copies`, as `files.copy_keys` names them.
     """
 
     name: str
@@ -36,6 +37,7 @@ class StageSpec:
     settings: Mapping[str, Any]
     models: Mapping[str, str] = field(default_factory=dict)
     suffix: Literal[".jsonl", ".tar"] = ".jsonl"
+    copies: int = 1
 
     def path(self, run: Path, index: int) -> Path:
         """The stage's shard file number `index` in a run folder."""
@@ -105,7 +107,7 @@ class ShardPlan:
     ) -> Iterator[ShardWriter]:
         """Write the shard: all of it with its marker, or, after an exception or a kill, nothing.
 
-        `records_in` defaults to the first input's number of records; the accounts must come out at it. `execution`
+        `records_in` defaults to what the first input's records come to; the accounts must come out at it. `execution`
         is recorded in the marker as it is in the end, beside the seconds taken and the memory held. Raises ValueError
         if an input is not finished.
         """
@@ -261,7 +263,7 @@ def plan_shard(
         if marker is None or not is_whole(path, marker.shard):
             unfinished.append(name)
         elif position == 0:
-            records_in = marker.records_out
+            records_in = marker.records_out * spec.copies
         checksums[name] = None if name in unfinished or marker is None else marker.shard.sha256
     if chain is not None:
         checksums["earlier shards"] = chain
@@ -271,7 +273,7 @@ def plan_shard(
         "settings": spec.settings,
         "models": spec.models,
         "inputs": checksums,
-    }
+    } | ({"copies": spec.copies} if spec.copies > 1 else {})
     recipe = json.loads(json.dumps(recipe, sort_keys=True, default=dict))
     return ShardPlan(spec.path(run, index), spec, index, tuple(inputs), recipe, records_in, tuple(unfinished))
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from shards.files import TEMPORARY, checked_key, group_members, read_json_lines, sha256_of
+from shards.files import TEMPORARY, checked_key, copy_keys, group_members, read_json_lines, sha256_of
 from shards.markers import MARKER_SUFFIX, REJECTS_SUFFIX, FileState, marker_path, read_marker, rejects_path
 
 STRAY = "a stray temporary file"
@@ -115,8 +115,8 @@ def _input_fault(shard: Path, faulty: dict[Path, Fault]) -> Fault | None:
             # Its marker stays: should the input come out again as it was, so will this shard.
             return Fault(shard, f"older than {path.relative_to(root)}, which it was made from")
     if inputs and not faulty.keys() & set(paths):
-        keys = _accounted_keys(shard)
-        if not any(_keys(path) == keys for path in inputs):
+        keys, copies = _accounted_keys(shard), marker.recipe.get("copies", 1)
+        if not any({copy for key in _keys(path) for copy in copy_keys(key, copies)} == keys for path in inputs):
             return Fault(shard, "its records and rejects are not its input's", marker_path(shard))
     return None
 

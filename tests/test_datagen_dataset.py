@@ -1,22 +1,26 @@
 """A whole dataset by small real models: what is redone and why, growth, kill -9, damage, and clear errors."""
 
+import io
 import json
 import signal
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from kill_points import in_a_child
+from PIL import Image
 from pydantic import ValidationError
 from tiny_datagen import build_alone as build
 from tiny_datagen import tiny_dataset_config, tiny_models
 
 from datagen import masks
 from datagen.dataset import STAGES, Dataset, DatasetConfig, explained
-from shards.files import read_json_lines
+from shards.files import read_json_lines, read_tar_records
 from shards.markers import rejects_path
 from shards.triplets import read_triplets, triplet_paths
+from shards.verify import shard_faults
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -89,6 +93,33 @@ def test_one_setting_redoes_what_depends_on_it(config: DatasetConfig, run: Path)
     assert contents(run) != before
     build(config, run)
     assert contents(run) == before
+
+
+def test_several_images_of_a_caption(config: DatasetConfig, run: Path) -> None:
+    """Each has a key and noise of its own; the first one shows what the only one did."""
+    before = dict(read_tar_records(run / "images" / "00000.tar"))
+    other = changed(config, "", images_per_caption=3)
+    assert explained(Dataset(other, run).remaining())[0] == (
+        "images: 2 shards (00000 to 00001) to make: images.copies: none -> 3"
+    )
+    made = build(other, run)
+    assert not any(name.startswith(("captions/", "dedup/")) for name in made) and "triplets/00000" in made
+    dataset = Dataset(other, run)
+    (kept,), (marker,) = dataset.markers("dedup", [0]), dataset.markers("images", [0])
+    assert marker.records_in == 3 * kept.records_out
+    images = dict(read_tar_records(run / "images" / "00000.tar"))
+    assert set(images) == {f"{key}-{number}" for key in before for number in range(3)}
+    for key, parts in before.items():
+        copies = [images[f"{key}-{number}"] for number in range(3)]
+        assert len({copy["jpg"] for copy in copies}) == 3
+        pixels = [np.asarray(Image.open(io.BytesIO(jpg)), dtype=int) for jpg in (parts["jpg"], copies[0]["jpg"])]
+        assert np.abs(pixels[0] - pixels[1]).max() <= 2  # it stood in another batch
+        assert len({json.loads(copy["json"])["caption"] for copy in copies}) == 1
+    assert not shard_faults(run)
+    wanted = Dataset(changed(other, "", shards=None, target_triplets=60), run)
+    assert wanted.next_block([range(0, 2)], {}) == range(2, 4)  # 48 images are not enough
+    assert wanted.next_block([range(0, 2), range(2, 4)], {}) is None
+    assert "images/00000" in build(config, run) and dict(read_tar_records(run / "images" / "00000.tar")) == before
 
 
 def test_blocks_side_by_side_are_those_of_one_process(config: DatasetConfig, tmp_path: Path) -> None:
