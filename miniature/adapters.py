@@ -44,7 +44,8 @@ def publish(run: Path, checkpoints: Path) -> Path:
     dataset, training = settings["dataset"], settings["training"]
     said = {
         "dataset": f"{dataset['shards']} shards of {dataset['captions_per_shard']} captions, "
-        f"images in {dataset['images']['steps']} steps and {dataset['images']['dtype']}",
+        f"images of each: {dataset['images_per_caption']}, "
+        f"in {dataset['images']['steps']} steps and {dataset['images']['dtype']}",
         "training": ", ".join(f"{name} {training[name]}" for name in SETTINGS),
     }
     losses = {name: float(last[f"validation_{name}"]) for name in ("right", "wrong", "none")}

@@ -21,7 +21,7 @@ def test_published_adapters_are_the_trained_ones_in_half_precision(tmp_path: Pat
     trained = moved_adapters(backbone.unet)
     run = tmp_path / "run"
     trained.save_pretrained(run / "training" / "adapters")
-    profile = load_profile("miniature", {"shards": 2}).model_dump(mode="json")
+    profile = load_profile("miniature", {"shards": 2, "images_per_caption": 3}).model_dump(mode="json")
     (run / "config.json").write_text(json.dumps(profile))
     (run / "triplets").mkdir()
     (run / "triplets" / "00000.done.json").write_text('{"records_out": 7}')
@@ -36,4 +36,5 @@ def test_published_adapters_are_the_trained_ones_in_half_precision(tmp_path: Pat
     for mine, theirs in zip(read.parameters(), trained.parameters(), strict=True):
         assert torch.equal(mine, theirs.half().float())
     card = (folder / "README.md").read_text()
-    assert "7 triplets" in card and "2 shards" in card and "dtype float32" in card and "right reference 0.10000" in card
+    said = ("7 triplets", "2 shards", "images of each: 3", "dtype float32", "right reference 0.10000")
+    assert all(words in card for words in said)
