@@ -15,7 +15,7 @@ from torch import nn
 from miniature.grammar import taxonomy, vocabulary_text
 from miniature.subjects import CLASSES
 from miniature.train import clip, detector, dino, latents, sam, unet
-from miniature.train.data import GROUP, MEMBERS, Pool, pool_instance, render_pool
+from miniature.train.data import GROUP, Pool, pool_instance, render_pool
 from miniature.train.dino import contrastive_loss
 from miniature.train.examples import sample_phrase
 from miniature.train.looks import Looks, drawing_error, spots
@@ -92,25 +92,6 @@ def test_muon_takes_the_inner_matrices_and_adamw_the_rest() -> None:
     taken = [[id(p) for group in one.param_groups for p in group["params"]] for one in (muon, adamw)]
     assert taken[0] == [id(module[1].weight)]
     assert sorted(taken[0] + taken[1]) == sorted(id(p) for p in module.parameters())
-
-
-def test_the_pool_shows_instances_that_share_a_palette_in_turn(pool: Pool) -> None:
-    assert len(pool) == 2 * GROUP
-    members = [pool_instance(0, member) for member in range(MEMBERS)]
-    for even, odd in zip(members[::2], members[1::2], strict=True):
-        assert replace(odd, proportions=even.proportions) == even != odd
-    assert len({member.palette for member in members}) == 1 and len(set(members)) == MEMBERS
-    assert {scene["class"] for scene in pool.scenes[:GROUP]} == {members[0].class_name}
-    images = pool.images([0, 1])
-    assert images.shape == (2, 3, 128, 128) and -1 <= images.min() < images.max() <= 1
-    left, top, right, bottom = (round(side) for side in pool.scenes[0]["box"])
-    assert pool.masks([0])[0, top:bottom, left:right].mean() > 0.2
-
-
-def test_rendering_draws_only_missing_chunks(pool: Pool) -> None:
-    before = {file: file.stat().st_mtime_ns for file in pool.folder.iterdir()}
-    render_pool(pool.folder, scenes=2 * GROUP, workers=1)
-    assert before == {file: file.stat().st_mtime_ns for file in pool.folder.iterdir()}
 
 
 def test_phrases_are_true_of_their_scene_and_stated_attributes_decide(pool: Pool) -> None:

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn import functional as F
 
 from miniature.subjects import CLASSES, Instance, sample_instance, sample_palette_sharer
 from miniature.world import Scene, make_scene
@@ -22,6 +23,11 @@ MEMBERS = 8  # instances that share a palette, each two of one pattern
 GROUP = MEMBERS * VIEWS
 CHUNK = 48  # scenes a rendering task; a multiple of GROUP
 HELD_OUT = 10**9  # seeds from here on are never trained on
+
+DEGRADED_SHARE = 0.5  # of a batch
+MOST_BLUR = 1.5  # px, deviation of the Gaussian
+MOST_NOISE = 0.1  # deviation, of values in [-1, 1]
+BLUR_REACH = 4  # px to each side
 
 ARRAYS = {"images": (SIZE, SIZE, 3), "masks": (SIZE, SIZE), "second_masks": (SIZE, SIZE)}
 
@@ -118,9 +124,19 @@ class Pool:
     def __len__(self) -> int:
         return len(self.scenes)
 
+    @cached_property
+    def crowded(self) -> list[int]:
+        """Indices of the scenes with a second object."""
+        return [index for index, scene in enumerate(self.scenes) if scene["second"] is not None]
+
     def sample(self, count: int, generator: torch.Generator) -> list[int]:
         """`count` scene indices drawn uniformly."""
         return torch.randint(len(self), (count,), generator=generator).tolist()
+
+    def sample_crowded(self, count: int, generator: torch.Generator) -> list[int]:
+        """`count` scene indices, half of them of scenes with a second object: by themselves those are three in ten."""
+        crowded = torch.randint(len(self.crowded), (count // 2,), generator=generator).tolist()
+        return [self.crowded[place] for place in crowded] + self.sample(count - count // 2, generator)
 
     def images(self, indices: list[int]) -> Tensor:
         """Images as (B, 3, 128, 128) float32 in [-1, 1]."""
@@ -135,3 +151,23 @@ def flip_some(images: Tensor, generator: torch.Generator) -> tuple[Tensor, Tenso
     """Mirrors a random half of a batch; returns the batch and the boolean choice."""
     chosen = torch.rand(len(images), generator=generator) < 0.5
     return torch.where(chosen[:, None, None, None], images.flip(-1), images), chosen
+
+
+def degrade_some(images: Tensor, generator: torch.Generator) -> Tensor:
+    """Blurs a random half of a batch and puts noise on it: what reads generated pictures must not need sharp ones.
+
+    images: (B, 3, H, W) in [-1, 1], both. An image's blur and noise are drawn up to MOST_BLUR and MOST_NOISE.
+    """
+    count, channels = images.shape[:2]
+    chosen, blur, noise = torch.rand(3, count, generator=generator)
+    offsets = torch.arange(-BLUR_REACH, BLUR_REACH + 1)
+    deviations = 0.1 + (MOST_BLUR - 0.1) * blur
+    kernels = torch.softmax(-0.5 * (offsets / deviations[:, None]).square(), dim=-1)
+    kernels = kernels.repeat_interleave(channels, 0)[:, None, None]
+    blurred = F.pad(images, [BLUR_REACH] * 4, mode="replicate").flatten(0, 1)[None]
+    for kernel in (kernels, kernels.mT):
+        blurred = F.conv2d(blurred, kernel, groups=count * channels)
+    noisy = blurred.view_as(images) + MOST_NOISE * noise[:, None, None, None] * torch.randn(
+        images.shape, generator=generator
+    )
+    return torch.where((chosen < DEGRADED_SHARE)[:, None, None, None], noisy.clamp(-1, 1), images)

@@ -16,7 +16,7 @@ from transformers.image_transforms import center_to_corners_format
 from transformers.loss.loss_for_object_detection import generalized_box_iou
 
 from miniature.subjects import CLASSES
-from miniature.train.data import SIZE, Pool, flip_some
+from miniature.train.data import SIZE, Pool, degrade_some, flip_some
 from miniature.train.loop import fit
 from miniature.train.tokenizers import load_clip_tokenizer
 from miniature.train.workspace import Workspace
@@ -139,12 +139,13 @@ def train(workspace: Workspace) -> None:
     processor = build_processor(clip_folder)
 
     def loss_at(_step: int, generator: torch.Generator) -> Tensor:
-        indices = workspace.pool.sample(BATCH, generator)
+        indices = workspace.pool.sample_crowded(BATCH, generator)
         images, flipped = flip_some(workspace.pool.images(indices), generator)
         boxes = noun_boxes(workspace.pool, indices, flipped).to(workspace.device)
         forms = torch.randint(len(QUERY_FORMS), (len(CLASSES),), generator=generator).tolist()
         texts = [QUERY_FORMS[form].format(noun) for form, noun in zip(forms, CLASSES, strict=True)]
         tokens = processor.tokenizer(texts, padding="max_length", truncation=True, return_tensors="pt")
+        images = degrade_some(images, generator)
         return detection_loss(*answer(detector, images.to(workspace.device), tokens.to(workspace.device)), boxes)
 
     def save(average: nn.Module) -> None:

@@ -5,7 +5,7 @@ learns from them directly: by the supervised contrastive loss, with all that sha
 batch, so that colour alone never suffices; by naming the looks that each instance was drawn from; and by drawing it
 anew, upright and alone, which nobody can who has not seen its build. The patches learn where on the subject they lie.
 At first most of a scene's background is dropped before the first layer, which saves more than half of the work (a
-masked autoencoder's trick).
+masked autoencoder's trick). Half of the pictures are blurred and noisy: generated ones are not sharp.
 """
 
 import copy
@@ -19,7 +19,7 @@ from transformers import ViTConfig, ViTModel
 
 from dreamcache.dreambooth.embedders import IMAGENET_MEAN, IMAGENET_STD
 from miniature.subjects import ACCESSORIES, CLASSES, PATTERNS, Instance
-from miniature.train.data import GROUP, MEMBERS, SIZE, VIEWS, Pool, flip_some, pool_instance
+from miniature.train.data import GROUP, MEMBERS, SIZE, VIEWS, Pool, degrade_some, flip_some, pool_instance
 from miniature.train.looks import DRAWING, MEASURES, Looks, drawing_error, spots
 from miniature.train.loop import fit
 from miniature.train.workspace import Workspace
@@ -164,7 +164,7 @@ def train(workspace: Workspace) -> None:
         images, mirrored = flip_some(pool.images(indices), generator)
         masks = pool.masks(indices)
         masks = torch.where(mirrored[:, None, None], masks.flip(-1), masks)
-        views = as_embedded(images, masks, generator)
+        views = as_embedded(degrade_some(images, generator), masks, generator)
         patches = None if whole else choose_patches(views.spots[..., 0], TOKENS, generator).to(device)
         looks = Looks.of([instance_of(index - index % VIEWS) for index in indices], device)
         return learner.loss(Views(views.images.to(device), views.spots.to(device)), patches, looks)

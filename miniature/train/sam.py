@@ -8,12 +8,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import SamConfig, SamImageProcessor, SamModel, SamProcessor
 
-from miniature.train.data import SIZE, Pool, flip_some
+from miniature.train.data import SIZE, Pool, degrade_some, flip_some
 from miniature.train.loop import fit
 from miniature.train.workspace import Workspace
 
 STEPS = 3000
 BATCH = 16
+SECOND_SHARE = 0.7  # of scenes with a second object
 JITTER = 0.08  # of the box's sides: prompts come from a detector, not from the drawing
 
 
@@ -66,12 +67,12 @@ def build_processor() -> SamProcessor:
 def sample_prompts(pool: Pool, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
     """Images (B, 3, 128, 128), masks (B, 128, 128) and jittered boxes (B, 4) in pixels; one object an image.
 
-    Where a second object stands in the scene, it is the one to be masked half of the time.
+    Where a second object stands in the scene, it is the one to be masked most of the time: it is smaller.
     """
-    indices = pool.sample(BATCH, generator)
+    indices = pool.sample_crowded(BATCH, generator)
     images = pool.images(indices)
     masks, boxes = pool.masks(indices), []
-    second = torch.rand(BATCH, generator=generator) < 0.5
+    second = torch.rand(BATCH, generator=generator) < SECOND_SHARE
     for row, index in enumerate(indices):
         scene = pool.scenes[index]
         box = scene["box"]
@@ -87,7 +88,7 @@ def sample_prompts(pool: Pool, generator: torch.Generator) -> tuple[Tensor, Tens
     ]
     sides = (corners[:, 2:] - corners[:, :2]).repeat(1, 2)
     corners = corners + (torch.rand(corners.shape, generator=generator) * 2 - 1) * JITTER * sides
-    return images, masks, corners.clamp(0, SIZE)
+    return degrade_some(images, generator), masks, corners.clamp(0, SIZE)
 
 
 def mask_losses(predicted: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
