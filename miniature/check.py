@@ -186,10 +186,10 @@ def check_masks(checkpoints: Path, scenes: int = 256) -> Iterator[Line]:
             absent.append(others[rng.integers(len(others))])
         unboxed += [not boxes or boxes[0].score < BOX_SCORE for boxes in finder.find(images, absent)]
     both = float(np.mean(overlaps["subject"] + overlaps["other object"]))
-    yield Line("box and mask from the noun, mean IoU over both objects", both, 0.85)
+    yield Line("box and mask from the noun, mean IoU over both objects", both, 0.92)
     for role, overlap in overlaps.items():
         print(f"      of which {role}: {np.mean(overlap):.3f}", flush=True)
-    yield Line("absent class unboxed", share(unboxed), 90, "%")
+    yield Line("absent class unboxed", share(unboxed), 95, "%")
 
 
 def check_llama(checkpoints: Path, captions: int = 256) -> Iterator[Line]:
