@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-CARD_VERSION = 1
 CLASSES_LISTED = 30
 SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"))
 
@@ -51,7 +50,7 @@ def dataset_card(statistics: Mapping[str, Any], terms: Mapping[str, str]) -> str
             ],
         ),
         "",
-        "Every record that enters a stage leaves it or is rejected under a reason.",
+        f"{_copies(statistics['stages'])}Every record that enters a stage leaves it or is rejected under a reason.",
         "",
         "## What is in it",
         "",
@@ -66,6 +65,12 @@ def dataset_card(statistics: Mapping[str, Any], terms: Mapping[str, str]) -> str
         f"{len(statistics['classes'])} classes: {_counted(statistics['classes'], CLASSES_LISTED)}.",
     ]
     return "\n".join(lines) + "\n"
+
+
+def _copies(stages: Mapping[str, Any]) -> str:
+    """A sentence where images were made several a caption, else nothing."""
+    captions, images = (stages.get(stage, {}).get(side) for stage, side in (("dedup", "out"), ("images", "in")))
+    return f"Of each caption {images // captions} images are made. " if captions and images > captions else ""
 
 
 def _models(models: Mapping[str, Mapping[str, int]], terms: Mapping[str, str]) -> list[str]:
