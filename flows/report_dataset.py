@@ -31,14 +31,14 @@ def run_markers(run: Path) -> dict[str, list[Marker]]:
 
 
 def stage_rows(markers: dict[str, list[Marker]]) -> list[dict[str, Any]]:
-    """A row a stage: records in, out and rejected, shards, seconds, records a second."""
+    """A row a stage: records in, of each how many copies, out, rejected; shards, seconds, records a second."""
     rows = []
     for stage, found in markers.items():
         records_in, records_out = sum(m.records_in for m in found), sum(m.records_out for m in found)
         seconds = sum(m.execution.get("seconds", 0.0) for m in found)
         row = {"name": stage, "records_in": records_in, "records_out": records_out, "shards": len(found)}
-        rate = records_in / seconds if seconds else 0.0
-        rows.append({**row, "rejected": records_in - records_out, "seconds": seconds, "rate": rate})
+        row |= {"copies": found[-1].recipe.get("copies", 1), "rejected": records_in - records_out}
+        rows.append(row | {"seconds": seconds, "rate": records_in / seconds if seconds else 0.0})
     return rows
 
 
