@@ -37,7 +37,7 @@ def stage_rows(markers: dict[str, list[Marker]]) -> list[dict[str, Any]]:
         records_in, records_out = sum(m.records_in for m in found), sum(m.records_out for m in found)
         seconds = sum(m.execution.get("seconds", 0.0) for m in found)
         row = {"name": stage, "records_in": records_in, "records_out": records_out, "shards": len(found)}
-        row |= {"copies": found[-1].recipe.get("copies", 1), "rejected": records_in - records_out}
+        row |= {"copies": found[-1].copies, "rejected": records_in - records_out}
         rows.append(row | {"seconds": seconds, "rate": records_in / seconds if seconds else 0.0})
     return rows
 

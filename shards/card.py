@@ -69,8 +69,8 @@ def dataset_card(statistics: Mapping[str, Any], terms: Mapping[str, str]) -> str
 
 def _copies(stages: Mapping[str, Any]) -> str:
     """A sentence where images were made several a caption, else nothing."""
-    captions, images = (stages.get(stage, {}).get(side) for stage, side in (("dedup", "out"), ("images", "in")))
-    return f"Of each caption {images // captions} images are made. " if captions and images > captions else ""
+    copies = stages.get("images", {}).get("copies", 1)
+    return f"Of each caption {copies} images are made. " if copies > 1 else ""
 
 
 def _models(models: Mapping[str, Mapping[str, int]], terms: Mapping[str, str]) -> list[str]:

@@ -49,6 +49,11 @@ class Marker:
     rejects: FileState
     execution: dict[str, Any] = field(default_factory=dict)
 
+    @property
+    def copies(self) -> int:
+        """How many records were made of each record of the first input, accepted or rejected."""
+        return int(self.recipe.get("copies", 1))
+
     def to_json(self) -> bytes:
         """The marker's file content."""
         return json.dumps(asdict(self), indent=1, sort_keys=True).encode() + b"\n"

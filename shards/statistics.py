@@ -74,17 +74,21 @@ def triplet_statistics(
 
 
 def stage_accounts(markers: Mapping[str, Iterable[Marker]]) -> dict[str, Any]:
-    """Records in and out, and rejected by reason, of every stage with `markers`; one at a time is looked at."""
+    """Records in and out, and rejected by reason, of every stage with `markers`; one at a time is looked at.
+
+    Where a stage made several records of each, `copies` says how many.
+    """
     accounts = {}
     for stage, found in markers.items():
-        shards = records_in = records_out = 0
+        shards = records_in = records_out = copies = 0
         rejected: Counter[str] = Counter()
         for marker in found:
-            shards += 1
+            shards, copies = shards + 1, max(copies, marker.copies)
             records_in, records_out = records_in + marker.records_in, records_out + marker.records_out
             rejected.update(marker.rejected)
         if shards:
             accounts[stage] = {"in": records_in, "out": records_out, "rejected": _ordered(rejected)}
+            accounts[stage] |= {"copies": copies} if copies > 1 else {}
     return accounts
 
 

@@ -115,7 +115,7 @@ def _input_fault(shard: Path, faulty: dict[Path, Fault]) -> Fault | None:
             # Its marker stays: should the input come out again as it was, so will this shard.
             return Fault(shard, f"older than {path.relative_to(root)}, which it was made from")
     if inputs and not faulty.keys() & set(paths):
-        keys, copies = _accounted_keys(shard), marker.recipe.get("copies", 1)
+        keys, copies = _accounted_keys(shard), marker.copies
         if not any({copy for key in _keys(path) for copy in copy_keys(key, copies)} == keys for path in inputs):
             return Fault(shard, "its records and rejects are not its input's", marker_path(shard))
     return None

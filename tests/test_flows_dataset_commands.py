@@ -58,7 +58,7 @@ def test_the_card_names_models_and_their_terms(tmp_path: Path) -> None:
     assert "| masks.box_model | sha256:77 | 1 | not known: see where they come from |" in card
     assert "1 classes: a / &lt;b> # c 1." in card  # a stranger's class writes no markup of its own
     assert "images are made" not in card
-    accounts = {stage: {"in": n, "out": n, "rejected": {}} for stage, n in (("dedup", 5), ("images", 15))}
+    accounts = {"images": {"in": 15, "out": 15, "rejected": {}, "copies": 3}}
     assert "Of each caption 3 images are made. Every record" in dataset_card(statistics | {"stages": accounts}, {})
     front = yaml.safe_load(card.split("---\n")[1])
     assert front["configs"][0]["data_files"] == [{"split": "train", "path": "*.tar"}]

@@ -15,7 +15,7 @@ from torch import nn
 from miniature.grammar import taxonomy, vocabulary_text
 from miniature.subjects import CLASSES
 from miniature.train import clip, detector, dino, latents, sam, unet
-from miniature.train.data import GROUP, Pool, pool_instance, render_pool
+from miniature.train.data import Pool, pool_instance
 from miniature.train.dino import contrastive_loss
 from miniature.train.examples import sample_phrase
 from miniature.train.looks import Looks, drawing_error, spots
@@ -24,13 +24,6 @@ from miniature.train.optimizers import Muon, Optimizers, orthogonalized
 from miniature.train.tokenizers import build_clip_tokenizer, build_llama_tokenizer
 from miniature.train.vae import FOLDER as VAE
 from miniature.train.workspace import CHECKPOINTS, Workspace
-
-
-@pytest.fixture(scope="module")
-def pool(tmp_path_factory: pytest.TempPathFactory) -> Pool:
-    folder = tmp_path_factory.mktemp("pool")
-    render_pool(folder, scenes=2 * GROUP, workers=1)
-    return Pool(folder)
 
 
 def train_line(folder: Path, steps: int, stop_at: int | None = None) -> list[torch.Tensor]:

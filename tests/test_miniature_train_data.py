@@ -10,13 +10,6 @@ from miniature.train import data
 from miniature.train.data import GROUP, MEMBERS, Pool, degrade_some, pool_instance, render_pool
 
 
-@pytest.fixture(scope="module")
-def pool(tmp_path_factory: pytest.TempPathFactory) -> Pool:
-    folder = tmp_path_factory.mktemp("pool")
-    render_pool(folder, scenes=2 * GROUP, workers=1)
-    return Pool(folder)
-
-
 def test_the_pool_shows_instances_that_share_a_palette_in_turn(pool: Pool) -> None:
     assert len(pool) == 2 * GROUP
     members = [pool_instance(0, member) for member in range(MEMBERS)]
