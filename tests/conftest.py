@@ -1,4 +1,4 @@
-"""What every test shares: one thread, no network, quiet Prefect, a home of its own for its database; and a pool of drawn scenes."""
+"""What every test shares: one thread, no network, quiet Prefect, a home for its database; a pool of drawn scenes."""
 
 import os
 
