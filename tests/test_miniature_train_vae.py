@@ -1,10 +1,17 @@
-"""The autoencoder's training: latents and images are changed alike."""
+"""The autoencoder's training: latents and images are changed alike; its decoder learns by itself too."""
+
+import shutil
+from pathlib import Path
 
 import pytest
 import torch
+from diffusers import AutoencoderKL
 from torch import nn
 
-from miniature.train.vae import MOST_NOISE, changed_alike
+from miniature.train import decoder
+from miniature.train.data import Pool
+from miniature.train.vae import FOLDER, MOST_NOISE, changed_alike
+from miniature.train.workspace import CHECKPOINTS, Workspace
 
 
 def test_latents_and_images_are_made_smaller_and_mirrored_alike() -> None:
@@ -31,3 +38,16 @@ def test_latents_are_noisy_by_different_amounts_and_images_are_not() -> None:
     assert not shown.any()
     assert amounts.max() < 1.1 * MOST_NOISE and amounts.mean() == pytest.approx(MOST_NOISE / 2, rel=0.3)
     assert amounts.std() > 0.15 * MOST_NOISE
+
+
+def test_the_decoder_learns_by_itself_and_latents_stay(pool: Pool, tmp_path: Path) -> None:
+    own = tmp_path / "checkpoints"
+    shutil.copytree(CHECKPOINTS / FOLDER, own / FOLDER)
+    before = AutoencoderKL.from_pretrained(own / FOLDER)
+    decoder.train(Workspace(pool, tmp_path / "states", own, torch.device("cpu"), steps=2))
+    after = AutoencoderKL.from_pretrained(own / FOLDER)
+    assert after.config["scaling_factor"] == before.config["scaling_factor"]
+    images = pool.images([0, 1])
+    latents = [vae.encode(images).latent_dist.mean for vae in (before, after)]
+    assert torch.equal(*latents)
+    assert not torch.equal(before.decode(latents[0]).sample, after.decode(latents[0]).sample)

@@ -15,7 +15,8 @@ from miniature.train.data import MEMBERS, VIEWS, Pool, render_pool
 from miniature.train.taxonomy import write_taxonomy
 from miniature.train.workspace import CHECKPOINTS, Workspace
 
-ORDER = ("llama", "clip", "vae", "dino", "sam", "detector", "unet")  # detector and unet start from clip, unet from vae
+# The detector and the U-Net begin with what clip has learned, and the U-Net sees what the autoencoder makes of scenes.
+ORDER = ("llama", "clip", "vae", "decoder", "dino", "sam", "detector", "unet")
 SCENES = 48_000
 
 
@@ -24,7 +25,7 @@ def main() -> None:
     parser.add_argument("name", choices=[*ORDER, "pool", "all"])
     parser.add_argument("--steps", type=int, help="train for this many steps instead of the recipe's own number")
     parser.add_argument("--refine", action="store_true", help="begin from the finished checkpoint, not from nothing")
-    parser.add_argument("--batch", type=int, help="scenes a step of the U-Net (default: 32; a GPU takes more)")
+    parser.add_argument("--batch", type=int, help="scenes a step of the U-Net (default: 32)")
     parser.add_argument("--compile", action="store_true", help="compile the U-Net: minutes first, then faster steps")
     parser.add_argument("--scenes", type=int, default=SCENES, help="drawn scenes in the pool (default: %(default)s)")
     parser.add_argument("--threads", type=int, help="CPU threads (default: all cores, or one where torchrun starts it)")

@@ -27,10 +27,10 @@ def build() -> AutoencoderKL:
     return AutoencoderKL(
         down_block_types=("DownEncoderBlock2D",) * 4,
         up_block_types=("UpDecoderBlock2D",) * 4,
-        block_out_channels=(16, 32, 48, 96),
+        block_out_channels=(22, 44, 66, 132),
         layers_per_block=1,
         latent_channels=12,
-        norm_num_groups=8,
+        norm_num_groups=11,
         sample_size=128,
     )
 

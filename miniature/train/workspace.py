@@ -27,7 +27,7 @@ class Workspace:
     device: torch.device
     steps: int | None = None  # overrides a recipe's own number of steps
     refine: bool = False  # begin from the finished checkpoint, not from nothing
-    batch: int | None = None  # overrides the U-Net's batch, for a GPU that takes more
+    batch: int | None = None  # overrides the U-Net's batch
     compile: bool = False  # the U-Net by torch.compile, which needs a C++ compiler on a CPU
 
     def beginning(self, name: str, built: Model) -> Model:
