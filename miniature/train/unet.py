@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import CLIPModel, CLIPTextModel
 
+from miniature.train.arithmetic import multiplies_bfloat16
 from miniature.train.latents import LatentPool
 from miniature.train.loop import fit
 from miniature.train.tokenizers import load_clip_tokenizer
@@ -70,8 +71,8 @@ def train(workspace: Workspace) -> None:
     unet = workspace.beginning("stable-diffusion/unet", unet)
     text_encoder = workspace.beginning("stable-diffusion/text_encoder", text_encoder)
     model = Denoiser(unet, text_encoder)
-    if workspace.device.type == "cpu":
-        model.unet.set_attn_processor(AttnProcessor())  # three plain operations train faster there than fused ones
+    if workspace.device.type == "cpu" and multiplies_bfloat16(workspace.device):
+        model.unet.set_attn_processor(AttnProcessor())  # so plain operations train faster than fused ones
     if workspace.compile:
         model.unet.compile()
 
