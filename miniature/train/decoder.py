@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from miniature.train.data import flip_some
 from miniature.train.loop import fit
-from miniature.train.vae import FOLDER, REFINING_RATE, changed_alike, reconstruction_loss
+from miniature.train.vae import FOLDER, REFINING_RATE, changed_alike, load, reconstruction_loss
 from miniature.train.workspace import Workspace
 
 STEPS = 3000
@@ -18,8 +18,7 @@ CHANGED_SHARE = 0.25  # of the steps, on latents that are mirrored, made smaller
 
 def train(workspace: Workspace) -> None:
     torch.manual_seed(0)
-    vae = AutoencoderKL.from_pretrained(workspace.checkpoints / FOLDER, torch_dtype=torch.float32).to(workspace.device)
-    vae.register_to_config(_name_or_path="")  # not where it lay when this was trained
+    vae = load(workspace)
     for part in (vae.encoder, vae.quant_conv):
         part.requires_grad_(False)
 

@@ -4,7 +4,7 @@ import copy
 from pathlib import Path
 
 import torch
-from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers import DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from diffusers.models.attention_processor import AttnProcessor
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -14,7 +14,7 @@ from miniature.train.arithmetic import multiplies_bfloat16
 from miniature.train.latents import LatentPool
 from miniature.train.loop import fit
 from miniature.train.tokenizers import load_clip_tokenizer
-from miniature.train.vae import FOLDER as VAE
+from miniature.train.vae import load as load_vae
 from miniature.train.workspace import Workspace
 
 STEPS = 4500
@@ -61,9 +61,7 @@ def train(workspace: Workspace) -> None:
     clip = CLIPModel.from_pretrained(clip_folder, dtype=torch.float32)
     text_encoder = CLIPTextModel(clip.config.text_config)
     text_encoder.load_state_dict(clip.text_model.state_dict())
-    vae = AutoencoderKL.from_pretrained(workspace.checkpoints / VAE, torch_dtype=torch.float32).to(workspace.device)
-    vae.requires_grad_(False)
-    vae.register_to_config(_name_or_path="")  # not where it lay when this was trained
+    vae = load_vae(workspace).requires_grad_(False)
     pool = LatentPool.of(workspace, vae, tokenizer)
     scheduler = build_scheduler()
     signal_to_noise = scheduler.alphas_cumprod / (1 - scheduler.alphas_cumprod)

@@ -35,6 +35,13 @@ def build() -> AutoencoderKL:
     )
 
 
+def load(workspace: Workspace) -> AutoencoderKL:
+    """The finished autoencoder, in float32 on the device."""
+    vae = AutoencoderKL.from_pretrained(workspace.checkpoints / FOLDER, torch_dtype=torch.float32).to(workspace.device)
+    vae.register_to_config(_name_or_path="")  # not where it lay when it was read
+    return vae
+
+
 def train(workspace: Workspace) -> None:
     torch.manual_seed(0)
     vae = build()
