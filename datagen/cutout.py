@@ -26,7 +26,7 @@ def subject_mask(image: Image, noun: str, config: MasksConfig, gates: GatesConfi
         best = f"the best box scores {boxes[0].score:.2f}" if boxes else "not one box"
         raise ValueError(f"no {noun} found: {best}, gates.min_box_score is {gates.min_box_score:g}")
     (proposed,) = cutter.cut([image], [boxes[0].box])
-    mask, measures = choose_mask(proposed, boxes[0].box, config.min_region)
+    mask, measures = choose_mask(proposed, boxes[0].box, config)
     if not mask.any():
         raise ValueError(f"a {noun} found with score {boxes[0].score:.2f}, but its mask is empty")
     found = [{"box": one.box, "score": one.score} for one in boxes]

@@ -49,6 +49,7 @@ class MasksConfig(StageConfig):
     max_boxes: int = Field(default=5, ge=1, description="boxes kept of an image, best first")
     multimask: bool = Field(default=True, description="let the mask model propose three masks and choose among them")
     min_region: float = Field(default=0.001, ge=0, le=1, description="holes and specks under this share are cleaned")
+    min_part: float = Field(default=0.0, ge=0, le=1, description="parts under this share of the largest are dropped")
     soft_edge: float = Field(default=1 / 256, ge=0, le=0.1, description="width of a mask's edge, share of the side")
     dtype: Dtype = Field(default="float32", description="of the mask model; a detector's coordinates stay float32")
     execution: Execution = Execution()
@@ -168,7 +169,7 @@ def run(
                 if proposed is None:
                     out.add(record)
                     continue
-                mask, measures = choose_mask(proposed, boxes[0].box, config.min_region)
+                mask, measures = choose_mask(proposed, boxes[0].box, config)
                 candidates = [{"box": [round(x, 1) for x in one.box], "score": round(one.score, 4)} for one in boxes]
                 record |= {**candidates[0], "boxes": candidates, **measures}
                 out.add(record, {MASK: encode_mask(mask, config.soft_edge)})
@@ -188,7 +189,7 @@ def decoded(jpg: bytes) -> Image | None:
         return None
 
 
-def choose_mask(proposed: ProposedMasks, box: Box, min_region: float) -> tuple[np.ndarray, dict[str, Any]]:
+def choose_mask(proposed: ProposedMasks, box: Box, config: MasksConfig) -> tuple[np.ndarray, dict[str, Any]]:
     """The proposal (H, W) bool with the best product of predicted IoU and agreement with the box, cleaned; measures.
 
     Measures: `predicted_iou`; `box_agreement`, the IoU of the mask's bounding box with the box; `area`, a share of the
@@ -199,7 +200,7 @@ def choose_mask(proposed: ProposedMasks, box: Box, min_region: float) -> tuple[n
     ious = [iou if math.isfinite(iou) else 0.0 for iou in proposed.predicted_iou]
     merits = [iou * agreement for iou, agreement in zip(ious, agreements, strict=True)]
     best = max(range(len(merits)), key=merits.__getitem__)
-    mask = cleaned(proposed.masks[best], min_region)
+    mask = cleaned(proposed.masks[best], config.min_region, config.min_part)
     edge = int(mask[[0, -1], :].sum() + mask[1:-1, [0, -1]].sum())
     proposals = [
         {"predicted_iou": round(iou, 4), "box_agreement": round(agreement, 4)}
@@ -228,17 +229,20 @@ def box_iou(first: Box, second: Box) -> float:
     return shared / (sum(areas) - shared) if shared else 0.0
 
 
-def cleaned(mask: np.ndarray, min_region: float) -> np.ndarray:
-    """A mask (H, W) bool without specks and holes whose area is under a share of the image; its largest part stays."""
+def cleaned(mask: np.ndarray, min_region: float, min_part: float = 0.0) -> np.ndarray:
+    """A mask (H, W) bool without specks and holes whose area is under a share of the image; its largest part stays.
+
+    Parts of the mask that are under `min_part` of the largest one go too.
+    """
     import numpy as np
     from scipy import ndimage
 
-    limit = min_region * mask.size
-    for wanted in (True, False):  # specks of the subject first, then holes, which are specks of the background
+    # Specks of the subject first, then holes, which are specks of the background.
+    for wanted, share_of_largest in ((True, min_part), (False, 0.0)):
         parts, count = ndimage.label(mask == wanted)
         if count > 1:
             areas = np.bincount(parts.ravel())[1:]
-            small = areas < limit
+            small = areas < max(min_region * mask.size, share_of_largest * areas.max())
             small[areas.argmax()] = False
             mask = np.where(np.isin(parts, 1 + small.nonzero()[0]), not wanted, mask)
     return mask

@@ -94,6 +94,7 @@ def _miniature() -> Profile:
             masks=MasksConfig(
                 box_model=str(checkpoints / "detector"),
                 mask_model=str(checkpoints / "sam"),
+                min_part=0.05,  # crumbs of what the small SAM cuts out
                 execution=Execution(batch_size=16),
             ),
         ),
@@ -121,7 +122,7 @@ def _miniature() -> Profile:
             masked_metrics=True,
             sampling=SamplingConfig(steps=15, guidance_scale=5.0, image_guidance_scale=4.0),
         ),
-        benchmark=DrawnBenchmark(subjects=32, images=4),
+        benchmark=DrawnBenchmark(subjects=24, images=4),
         dino=str(checkpoints / "dino"),
         clip=str(checkpoints / "clip"),
         compare_with=str(checkpoints / "adapters"),

@@ -175,7 +175,7 @@ def check_masks(checkpoints: Path, scenes: int = 256) -> Iterator[Line]:
                 if not boxes or boxes[0].score < BOX_SCORE:
                     overlap.append(0.0)
                     continue
-                mask = choose_mask(cutter.cut([image], [boxes[0].box])[0], boxes[0].box, config.min_region)[0]
+                mask = choose_mask(cutter.cut([image], [boxes[0].box])[0], boxes[0].box, config)[0]
                 true = one.mask >= 128
                 overlap.append(float((mask & true).sum() / (mask | true).sum()))
         absent = []

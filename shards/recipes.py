@@ -11,7 +11,7 @@ def recipe_changes(
     name: str, before: Mapping[str, Any], after: Mapping[str, Any], unfinished: Collection[str] = ()
 ) -> list[str]:
     """The fields in which two recipes differ, as lines `training.steps: 200 -> 400`, unfinished inputs left out."""
-    old, new = _flat(before), _flat(after)
+    old, new = ({"copies": 1} | _flat(recipe) for recipe in (before, after))  # recipes name no single copy
     lines = []
     for field in sorted(old.keys() | new.keys()):
         if old.get(field) == new.get(field) or field.removeprefix("inputs.") in unfinished:

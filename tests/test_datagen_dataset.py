@@ -102,7 +102,7 @@ def test_several_images_of_a_caption(config: DatasetConfig, run: Path) -> None:
     before = dict(read_tar_records(run / "images" / "00000.tar"))
     other = changed(config, "", images_per_caption=3)
     assert explained(Dataset(other, run).remaining())[0] == (
-        "images: 2 shards (00000 to 00001) to make: images.copies: none -> 3"
+        "images: 2 shards (00000 to 00001) to make: images.copies: 1 -> 3"
     )
     made = build(other, run)
     assert not any(name.startswith(("captions/", "dedup/")) for name in made) and "triplets/00000" in made

@@ -29,6 +29,8 @@ from shards.files import read_json_lines, read_tar_records
 from shards.markers import rejects_path
 from shards.stage import StageSpec, plan_shard
 
+CONFIG = MasksConfig(box_model="none", mask_model="none")
+
 
 def pictures(count: int, size: int = 64) -> list[Image.Image]:
     rng = np.random.default_rng(0)
@@ -78,7 +80,7 @@ def test_boxes() -> None:
 def test_the_mask_that_fills_its_box_is_chosen() -> None:
     small, right, wide = disc(radius=3), disc(radius=12), disc(radius=30)
     proposed = ProposedMasks(np.stack([small, right, wide]), [0.95, 0.9, 0.93])
-    mask, measures = choose_mask(proposed, bounding_box(right), min_region=0.001)
+    mask, measures = choose_mask(proposed, bounding_box(right), CONFIG)
     assert np.array_equal(mask, right)
     proposals = measures.pop("proposals")
     assert measures == {
@@ -89,9 +91,9 @@ def test_the_mask_that_fills_its_box_is_chosen() -> None:
         round(box_iou(bounding_box(one), bounding_box(right)), 4) for one in (small, right, wide)
     ]
     touching = disc(centre=(32, 0))
-    assert choose_mask(ProposedMasks(touching[None], [1.0]), (0, 20, 13, 45), 0)[1]["border"] == round(25 / 64, 4)
+    assert choose_mask(ProposedMasks(touching[None], [1.0]), (0, 20, 13, 45), CONFIG)[1]["border"] == round(25 / 64, 4)
     empty = np.zeros((1, 64, 64), dtype=bool)
-    assert choose_mask(ProposedMasks(empty, [0.5]), (0, 0, 9, 9), 0.001)[1]["area"] == 0
+    assert choose_mask(ProposedMasks(empty, [0.5]), (0, 0, 9, 9), CONFIG)[1]["area"] == 0
 
 
 def test_specks_and_holes_are_cleaned_and_large_parts_stay() -> None:
@@ -104,6 +106,16 @@ def test_specks_and_holes_are_cleaned_and_large_parts_stay() -> None:
     ring = mask & ~disc(radius=10)  # the hole of a ring is larger than a hole to be filled
     assert np.array_equal(cleaned(ring, 0.005), ring)
     assert np.array_equal(cleaned(np.ones((8, 8), dtype=bool), 0.5), np.ones((8, 8), dtype=bool))
+
+
+def test_parts_far_smaller_than_the_largest_are_dropped_and_holes_of_their_size_stay() -> None:
+    subject = disc(radius=16) & ~disc(radius=3)
+    crumb, handle = disc(centre=(5, 5), radius=3), disc(centre=(55, 55), radius=6)  # 3.6% and 14% of the subject
+    assert np.array_equal(cleaned(subject | crumb | handle, 0, min_part=0.05), subject | handle)
+    assert np.array_equal(cleaned(subject | crumb | handle, 0), subject | crumb | handle)
+    config = CONFIG.model_copy(update={"min_part": 0.05})
+    chosen, _ = choose_mask(ProposedMasks((subject | crumb)[None], [1.0]), bounding_box(subject), config)
+    assert np.array_equal(chosen, subject)
 
 
 def test_the_edge_is_soft_and_the_mask_is_what_is_over_half() -> None:

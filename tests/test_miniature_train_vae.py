@@ -1,4 +1,4 @@
-"""The autoencoder's training: latents and images are changed alike; its decoder learns by itself too."""
+"""The autoencoder: latents and images are changed alike; on whole scenes latents stay near what they were."""
 
 import shutil
 from pathlib import Path
@@ -8,7 +8,7 @@ import torch
 from diffusers import AutoencoderKL
 from torch import nn
 
-from miniature.train import decoder
+from miniature.train import vae_whole
 from miniature.train.data import Pool
 from miniature.train.vae import FOLDER, MOST_NOISE, changed_alike
 from miniature.train.workspace import CHECKPOINTS, Workspace
@@ -40,14 +40,13 @@ def test_latents_are_noisy_by_different_amounts_and_images_are_not() -> None:
     assert amounts.std() > 0.15 * MOST_NOISE
 
 
-def test_the_decoder_learns_by_itself_and_latents_stay(pool: Pool, tmp_path: Path) -> None:
+def test_the_finished_autoencoder_learns_on_and_latents_stay_near(pool: Pool, tmp_path: Path) -> None:
     own = tmp_path / "checkpoints"
     shutil.copytree(CHECKPOINTS / FOLDER, own / FOLDER)
     before = AutoencoderKL.from_pretrained(own / FOLDER)
-    decoder.train(Workspace(pool, tmp_path / "states", own, torch.device("cpu"), steps=2))
+    vae_whole.train(Workspace(pool, tmp_path / "states", own, torch.device("cpu"), steps=2))
     after = AutoencoderKL.from_pretrained(own / FOLDER)
-    assert after.config["scaling_factor"] == before.config["scaling_factor"]
     images = pool.images([0, 1])
-    latents = [vae.encode(images).latent_dist.mean for vae in (before, after)]
-    assert torch.equal(*latents)
-    assert not torch.equal(before.decode(latents[0]).sample, after.decode(latents[0]).sample)
+    old, new = (vae.encode(images).latent_dist.mean * vae.config["scaling_factor"] for vae in (before, after))
+    assert 0 < (old - new).square().mean().sqrt() < 0.2
+    assert not torch.equal(before.decode(old).sample, after.decode(old).sample)

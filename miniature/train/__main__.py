@@ -16,7 +16,7 @@ from miniature.train.taxonomy import write_taxonomy
 from miniature.train.workspace import CHECKPOINTS, Workspace
 
 # The detector and the U-Net begin with what clip has learned, and the U-Net sees what the autoencoder makes of scenes.
-ORDER = ("llama", "clip", "vae", "decoder", "dino", "sam", "detector", "unet")
+ORDER = ("llama", "clip", "vae", "vae_whole", "dino", "sam", "detector", "unet")
 SCENES = 48_000
 
 

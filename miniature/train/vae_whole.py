@@ -1,43 +1,46 @@
-"""The decoder of the finished autoencoder, trained further by itself: latents, and the U-Net that knows them, stay."""
+"""The finished autoencoder on whole scenes; latents stay near what they were, for the U-Net that knows them."""
 
 import copy
 
 import torch
 from diffusers import AutoencoderKL
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from miniature.train.data import flip_some
 from miniature.train.loop import fit
-from miniature.train.vae import FOLDER, REFINING_RATE, changed_alike, load, reconstruction_loss
+from miniature.train.vae import FOLDER, REFINING_RATE, changed_alike, latent_deviation, load, reconstruction_loss
 from miniature.train.workspace import Workspace
 
-STEPS = 3000
+STEPS = 2400
 BATCH = 8
 CHANGED_SHARE = 0.25  # of the steps, on latents that are mirrored, made smaller, and noisy
+KEPT_WEIGHT = 0.01  # of how far latents, in their own units, lie from those of before
 
 
 def train(workspace: Workspace) -> None:
     torch.manual_seed(0)
     vae = load(workspace)
-    for part in (vae.encoder, vae.quant_conv):
-        part.requires_grad_(False)
+    before = copy.deepcopy(vae).eval().requires_grad_(False)
 
     def loss_at(_step: int, generator: torch.Generator) -> Tensor:
         images = workspace.pool.images(workspace.pool.sample(BATCH, generator))
         images = flip_some(images, generator)[0].to(workspace.device)
-        with torch.no_grad():
-            latents = vae.encode(images).latent_dist.mean.float()
+        posterior = vae.encode(images).latent_dist
+        kept = F.mse_loss(posterior.parameters.float(), before.encode(images).latent_dist.parameters.float())
+        latents = posterior.mean.float()
         if torch.rand((), generator=generator) < CHANGED_SHARE:
             latents, images = changed_alike(latents, images, generator)
-        return reconstruction_loss(vae, latents, images)
+        return reconstruction_loss(vae, latents, images) + KEPT_WEIGHT * kept
 
     def save(average: nn.Module) -> None:
         finished = copy.deepcopy(average)
         assert isinstance(finished, AutoencoderKL)
+        finished.register_to_config(scaling_factor=round(1.0 / latent_deviation(workspace, finished), 4))
         workspace.publish(FOLDER, lambda folder: finished.half().save_pretrained(folder))
 
     fit(
-        "decoder",
+        "vae_whole",
         vae,
         loss_at,
         steps=workspace.steps or STEPS,
