@@ -78,7 +78,7 @@ class TrainingConfig(BaseModel):
         default=1.0, ge=1, description="of an error on the target's subject, beside 1 on its background"
     )
     ema_decay: float | None = Field(default=None, gt=0, lt=1, description="saves this running average of the weights")
-    held_out: float = Field(default=0.05, ge=0, lt=1, description="share never trained on, by hash of the key")
+    held_out: float = Field(default=0.05, ge=0, lt=1, description="share never trained on, by hash of a caption's key")
     share: float = Field(
         default=1.0, gt=0, le=1, description="share of the others that is, by hash: smaller ones lie within larger"
     )

@@ -16,6 +16,7 @@ from dreamcache.conditioning import conditioned
 from dreamcache.configs import LossWeights
 from dreamcache.objective import weighted_losses
 from dreamcache.reference import reference_image, to_tensor
+from shards.files import copied_key
 
 if TYPE_CHECKING:
     from dreamcache.backbone import Backbone
@@ -26,13 +27,16 @@ TIMESTEPS_A_TRIPLET = 4
 
 
 def is_held_out(key: str, fraction: float) -> bool:
-    """Whether a triplet is kept from training: decided by its key's hash alone, so the same in every dataset."""
-    return key_hash(key) < fraction * 2**64
+    """Whether a triplet is kept from training, with all others of its caption.
+
+    Decided by the hash of the key alone that they are copies of, so the same in every dataset.
+    """
+    return key_hash(copied_key(key)) < fraction * 2**64
 
 
 def is_trained_on(key: str, held_out: float, share: float) -> bool:
-    """Whether a triplet is of the share that is trained on; smaller shares lie within larger ones."""
-    return held_out * 2**64 <= key_hash(key) < (held_out + share * (1 - held_out)) * 2**64
+    """Whether a triplet, with all others of its caption, is trained on; smaller shares lie within larger ones."""
+    return held_out * 2**64 <= key_hash(copied_key(key)) < (held_out + share * (1 - held_out)) * 2**64
 
 
 def key_hash(key: str) -> int:

@@ -38,8 +38,13 @@ def checked_key(key: object) -> str:
 
 
 def copy_keys(key: str, copies: int) -> list[str]:
-    """The keys of as many records made of one record: its own for one, else KEY-0, KEY-1, ..."""
-    return [key] if copies == 1 else [f"{key}-{number}" for number in range(copies)]
+    """The keys of as many records made of one record: its own for one, else KEY--0, KEY--1, ..."""
+    return [key] if copies == 1 else [f"{key}--{number}" for number in range(copies)]
+
+
+def copied_key(key: str) -> str:
+    """The key of the record that a record was made of: KEY of KEY--0; its own where there were no copies."""
+    return re.sub(r"--\d+$", "", key)
 
 
 def json_line(record: Mapping[str, Any]) -> bytes:

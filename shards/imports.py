@@ -66,7 +66,7 @@ def list_entries(sources: Sequence[Path], layout: Layout) -> list[Entry]:
             fault = None
             if "" in files:
                 fault = "no part of the layout"
-            elif not KEY_PATTERN.fullmatch(key) or len(key) > 78:  # an image of a pair adds two characters
+            elif not KEY_PATTERN.fullmatch(key) or len(key) > 77:  # an image of a pair adds three characters
                 fault = "name unfit for a key"
             elif key in taken:
                 fault = "key of an earlier record"

@@ -113,9 +113,9 @@ def test_several_images_of_a_caption(config: DatasetConfig, run: Path) -> None:
     assert [row.get("copies") for row in stage_accounts(markers).values()] == [None, 3]
     assert [row["copies"] for row in stage_rows(markers)] == [1, 3]
     images = dict(read_tar_records(run / "images" / "00000.tar"))
-    assert set(images) == {f"{key}-{number}" for key in before for number in range(3)}
+    assert set(images) == {f"{key}--{number}" for key in before for number in range(3)}
     for key, parts in before.items():
-        copies = [images[f"{key}-{number}"] for number in range(3)]
+        copies = [images[f"{key}--{number}"] for number in range(3)]
         assert len({copy["jpg"] for copy in copies}) == 3
         pixels = [np.asarray(Image.open(io.BytesIO(jpg)), dtype=int) for jpg in (parts["jpg"], copies[0]["jpg"])]
         assert np.abs(pixels[0] - pixels[1]).max() <= 2  # it stood in another batch

@@ -12,7 +12,8 @@ from dreamcache.configs import AdapterConfig, TrainingConfig
 from dreamcache.sample_grid import save_sample_grid
 from dreamcache.training import train_adapters
 from dreamcache.training_data import TrainingData, store_latents
-from dreamcache.validation import held_out_triplets
+from dreamcache.validation import held_out_triplets, is_held_out, is_trained_on
+from shards.files import copy_keys
 from shards.triplets import TripletShards
 
 
@@ -53,6 +54,15 @@ def test_shares_lie_within_larger_ones_and_beside_what_is_held_out(tmp_path):
     assert kept(0.2) < kept(0.5) < kept(1.0)
     assert kept(1.0) | held_out == {f"{n:05d}" for n in range(20)} and not kept(1.0) & held_out
     assert 5 <= len(kept(0.5)) <= 11
+
+
+def test_images_of_one_caption_are_held_out_together():
+    captions = [f"00000-{number:05d}" for number in range(200)]
+    copies = [copy_keys(caption, 3) for caption in captions]
+    for kept in (lambda key: is_held_out(key, 0.3), lambda key: is_trained_on(key, 0.3, 0.5)):
+        alike = [{kept(key) for key in keys} for keys in copies]
+        assert alike == [{kept(caption)} for caption in captions]  # as were there one image
+        assert 40 < alike.count({True}) < 90
 
 
 def test_references_keep_their_background_if_asked_to(tmp_path):

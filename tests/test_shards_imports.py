@@ -214,7 +214,7 @@ def test_pairs_become_images_of_one_subject(tmp_path: Path) -> None:
     rejected = take(write(tmp_path / "source", files), tmp_path / "run", "pairs")
     assert rejected == {"no json": 2, "description marked as not valid": 2, "not two squares side by side": 2}
     records = dict(read_tar_records(tmp_path / "run" / "images" / "00000.tar"))
-    assert list(records) == ["0001-0", "0001-1"]
+    assert list(records) == ["0001--0", "0001--1"]
     expected = (((254, 0, 0), texts["description_0"]), ((0, 0, 254), texts["description_1"]))
     for (key, parts), (colour, caption) in zip(records.items(), expected, strict=True):
         image, record = Image.open(io.BytesIO(parts["jpg"])), json.loads(parts["json"])

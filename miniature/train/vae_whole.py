@@ -15,7 +15,7 @@ from miniature.train.workspace import Workspace
 STEPS = 2400
 BATCH = 8
 CHANGED_SHARE = 0.25  # of the steps, on latents that are mirrored, made smaller, and noisy
-KEPT_WEIGHT = 0.01  # of how far latents, in their own units, lie from those of before
+KEPT_WEIGHT = 0.002  # of how far latents, in their own units, lie from those of before
 
 
 def train(workspace: Workspace) -> None:
