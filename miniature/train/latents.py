@@ -10,7 +10,7 @@ from diffusers import AutoencoderKL
 from torch import Tensor
 from torch.nn import functional as F
 
-from dreamcache.processes import process_rank, wait_for_all
+from dreamcache.processes import process_count, process_rank, wait_for_all
 from miniature.train.arithmetic import fast_arithmetic
 from miniature.train.data import SIZE, Pool
 from miniature.train.vae import FOLDER as VAE
@@ -65,11 +65,14 @@ def encode_pool(workspace: Workspace, vae: AutoencoderKL) -> np.ndarray:
     weights = (workspace.checkpoints / VAE / "diffusion_pytorch_model.safetensors").read_bytes()
     file = workspace.pool.folder / f"latents-{hashlib.sha256(weights).hexdigest()[:12]}.npy"
     count = len(workspace.pool)
-    if process_rank() == 0 and not file.exists():
+    if not file.exists():
         temporary = file.with_suffix(".tmp.npy")
-        shape = (2, count, vae.config.latent_channels, 16, 16)
-        latents = np.lib.format.open_memmap(temporary, mode="w+", dtype=np.float16, shape=shape)
-        for first in range(0, count, 64):
+        if process_rank() == 0:
+            shape = (2, count, vae.config.latent_channels, 16, 16)
+            np.lib.format.open_memmap(temporary, mode="w+", dtype=np.float16, shape=shape)
+        wait_for_all()
+        latents = np.lib.format.open_memmap(temporary, mode="r+")
+        for first in range(64 * process_rank(), count, 64 * process_count()):
             indices = list(range(first, min(first + 64, count)))
             images = workspace.pool.images(indices).to(workspace.device)
             for mirrored in range(2):
@@ -79,7 +82,9 @@ def encode_pool(workspace: Workspace, vae: AutoencoderKL) -> np.ndarray:
             if first % 3200 == 0:
                 print(f"unet: {first}/{count} scenes encoded", flush=True)
         latents.flush()
-        temporary.rename(file)
+        wait_for_all()
+        if process_rank() == 0:
+            temporary.rename(file)
     wait_for_all()
     return np.load(file, mmap_mode="c")  # copy on write: PyTorch takes no array that is read-only
 
