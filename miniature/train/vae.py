@@ -1,6 +1,7 @@
 """The autoencoder of the miniature Stable Diffusion: 128 px to 16 x 16 latents of 12 channels."""
 
 import copy
+from functools import partial
 
 import torch
 from diffusers import AutoencoderKL
@@ -64,12 +65,6 @@ def train(workspace: Workspace) -> None:
         changed = reconstruction_loss(vae, *changed_alike(latents, images, generator))
         return same + CHANGED_WEIGHT * changed + KL_WEIGHT * kl
 
-    def save(average: nn.Module) -> None:
-        finished = copy.deepcopy(average)
-        assert isinstance(finished, AutoencoderKL)
-        finished.register_to_config(scaling_factor=round(1.0 / latent_deviation(workspace, finished), 4))
-        workspace.publish(FOLDER, lambda folder: finished.half().save_pretrained(folder))
-
     fit(
         "vae",
         vae,
@@ -77,9 +72,17 @@ def train(workspace: Workspace) -> None:
         steps=steps,
         learning_rate=REFINING_RATE if workspace.refine else LEARNING_RATE,
         state_folder=workspace.states,
-        save=save,
+        save=partial(publish, workspace),
         ema_decay=0.995,
     )
+
+
+def publish(workspace: Workspace, average: nn.Module) -> None:
+    """Makes an average the finished autoencoder, in half precision and with the scaling factor of its latents."""
+    finished = copy.deepcopy(average)
+    assert isinstance(finished, AutoencoderKL)
+    finished.register_to_config(scaling_factor=round(1.0 / latent_deviation(workspace, finished), 4))
+    workspace.publish(FOLDER, lambda folder: finished.half().save_pretrained(folder))
 
 
 def reconstruction_loss(vae: AutoencoderKL, latents: Tensor, images: Tensor) -> Tensor:

@@ -1,15 +1,15 @@
 """The finished autoencoder on whole scenes; latents stay near what they were, for the U-Net that knows them."""
 
 import copy
+from functools import partial
 
 import torch
-from diffusers import AutoencoderKL
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from miniature.train.data import flip_some
 from miniature.train.loop import fit
-from miniature.train.vae import FOLDER, REFINING_RATE, changed_alike, latent_deviation, load, reconstruction_loss
+from miniature.train.vae import REFINING_RATE, changed_alike, load, publish, reconstruction_loss
 from miniature.train.workspace import Workspace
 
 STEPS = 3500
@@ -35,12 +35,6 @@ def train(workspace: Workspace) -> None:
             latents, images = changed_alike(latents, images, generator)
         return reconstruction_loss(vae, latents, images) + KEPT_WEIGHT * kept
 
-    def save(average: nn.Module) -> None:
-        finished = copy.deepcopy(average)
-        assert isinstance(finished, AutoencoderKL)
-        finished.register_to_config(scaling_factor=round(1.0 / latent_deviation(workspace, finished), 4))
-        workspace.publish(FOLDER, lambda folder: finished.half().save_pretrained(folder))
-
     fit(
         "vae_whole",
         vae,
@@ -48,6 +42,6 @@ def train(workspace: Workspace) -> None:
         steps=steps,
         learning_rate=REFINING_RATE,
         state_folder=workspace.states,
-        save=save,
+        save=partial(publish, workspace),
         ema_decay=0.995,
     )
