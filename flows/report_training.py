@@ -41,8 +41,8 @@ def training(profile: Profile, run: Path) -> dict[str, Any] | None:
     return {
         "steps": int(rows[-1]["step"]) if rows else 0,
         "text": f"{config.steps:,} steps of {config.batch_size} triplets, learning rate {config.learning_rate:g}, "
-        f"captions dropped with p = {config.caption_dropout:g}; {config.held_out:.0%} of the triplets, by hash of the "
-        f"key, are held out.{_weights(config)}",
+        f"captions dropped with p = {config.caption_dropout:g}; {config.held_out:.0%} of the triplets, by hash of "
+        f"the caption's key, are held out.{_weights(config)}",
         "loss_chart": line_chart(
             [Line("", losses[::every], "pale"), Line("running mean", mean[::every], "accent")], "step", "loss"
         ),
