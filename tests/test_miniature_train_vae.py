@@ -10,7 +10,7 @@ from torch import nn
 
 from miniature.train import vae_whole
 from miniature.train.data import Pool
-from miniature.train.vae import FOLDER, MOST_NOISE, changed_alike
+from miniature.train.vae import FOLDER, MOST_NOISE, changed_alike, load
 from miniature.train.workspace import CHECKPOINTS, Workspace
 
 
@@ -50,3 +50,15 @@ def test_the_finished_autoencoder_learns_on_and_latents_stay_near(pool: Pool, tm
     old, new = (vae.encode(images).latent_dist.mean * vae.config["scaling_factor"] for vae in (before, after))
     assert 0 < (old - new).square().mean().sqrt() < 0.2
     assert not torch.equal(before.decode(old).sample, after.decode(old).sample)
+
+
+def test_a_stopped_training_goes_on_holding_latents_near_those_of_its_beginning(pool: Pool, tmp_path: Path) -> None:
+    own, states = tmp_path / "checkpoints", tmp_path / "states"
+    shutil.copytree(CHECKPOINTS / FOLDER, own / FOLDER)
+    workspace = Workspace(pool, states, own, torch.device("cpu"), steps=1)
+    began = load(workspace).encoder.conv_in.weight
+    vae_whole.train(workspace)
+    assert not torch.equal(load(workspace).encoder.conv_in.weight, began)
+    assert torch.equal(vae_whole.load_before(workspace).encoder.conv_in.weight, began)
+    (states / "vae_whole.pt").unlink()
+    assert not torch.equal(vae_whole.load_before(workspace).encoder.conv_in.weight, began)  # a new training's beginning

@@ -1,15 +1,18 @@
 """The finished autoencoder on whole scenes; latents stay near what they were, for the U-Net that knows them."""
 
-import copy
+import os
+import shutil
 from functools import partial
 
 import torch
+from diffusers import AutoencoderKL
 from torch import Tensor
 from torch.nn import functional as F
 
+from dreamcache.processes import process_rank, wait_for_all
 from miniature.train.data import flip_some
 from miniature.train.loop import fit
-from miniature.train.vae import REFINING_RATE, changed_alike, load, publish, reconstruction_loss
+from miniature.train.vae import FOLDER, REFINING_RATE, changed_alike, load, publish, reconstruction_loss
 from miniature.train.workspace import Workspace
 
 STEPS = 3500
@@ -22,8 +25,8 @@ KEPT_WEIGHT = 0.002  # of how far latents, in their own units, lie from those of
 def train(workspace: Workspace) -> None:
     torch.manual_seed(0)
     vae = load(workspace)
+    before = load_before(workspace).eval().requires_grad_(False)
     steps = workspace.steps or STEPS
-    before = copy.deepcopy(vae).eval().requires_grad_(False)
 
     def loss_at(step: int, generator: torch.Generator) -> Tensor:
         images = workspace.pool.images(workspace.pool.sample(BATCH, generator))
@@ -45,3 +48,16 @@ def train(workspace: Workspace) -> None:
         save=partial(publish, workspace),
         ema_decay=0.995,
     )
+
+
+def load_before(workspace: Workspace) -> AutoencoderKL:
+    """The autoencoder this training began with, kept beside its state: one that is stopped publishes its average."""
+    kept = workspace.states / "vae_whole-before"
+    if process_rank() == 0 and not (kept.is_dir() and (workspace.states / "vae_whole.pt").exists()):
+        temporary = kept.with_name("vae_whole-before.tmp")
+        for stale in (temporary, kept):
+            shutil.rmtree(stale, ignore_errors=True)
+        shutil.copytree(workspace.checkpoints / FOLDER, temporary)
+        os.replace(temporary, kept)
+    wait_for_all()
+    return load(workspace, kept)
