@@ -106,5 +106,5 @@ class TrainingConfig(BaseModel):
         if self.batch_size % self.accumulation:
             raise ValueError(f"accumulation {self.accumulation} does not divide batch_size {self.batch_size}")
         if self.reference_variants and not self.store_latents:
-            raise ValueError("reference_variants are kept with the stored latents: set store_latents")
+            raise ValueError("reference_variants need stored latents: set store_latents, or reference_variants=0")
         return self

@@ -15,7 +15,7 @@ from miniature.train.loop import fit
 from miniature.train.vae import FOLDER, REFINING_RATE, changed_alike, load, publish, reconstruction_loss
 from miniature.train.workspace import Workspace
 
-STEPS = 3500
+STEPS = 5000
 BATCH = 8
 CHANGED_SHARE = 0.25  # of the steps, on latents that are mirrored, made smaller, and noisy
 CHANGED_UNTIL = 0.83  # of all steps; the last ones see latents as they are
