@@ -2,7 +2,6 @@
 
 import copy
 from functools import partial
-from pathlib import Path
 
 import torch
 from diffusers import AutoencoderKL
@@ -37,10 +36,9 @@ def build() -> AutoencoderKL:
     )
 
 
-def load(workspace: Workspace, folder: Path | None = None) -> AutoencoderKL:
-    """The finished autoencoder, or that of `folder`, in float32 on the device."""
-    folder = folder or workspace.checkpoints / FOLDER
-    vae = AutoencoderKL.from_pretrained(folder, torch_dtype=torch.float32).to(workspace.device)
+def load(workspace: Workspace) -> AutoencoderKL:
+    """The finished autoencoder, in float32 on the device."""
+    vae = AutoencoderKL.from_pretrained(workspace.checkpoints / FOLDER, torch_dtype=torch.float32).to(workspace.device)
     vae.register_to_config(_name_or_path="")  # not where it lay when it was read
     return vae
 

@@ -1,7 +1,6 @@
 """The finished autoencoder on whole scenes; latents stay near what they were, for the U-Net that knows them."""
 
-import os
-import shutil
+from dataclasses import replace
 from functools import partial
 
 import torch
@@ -9,7 +8,7 @@ from diffusers import AutoencoderKL
 from torch import Tensor
 from torch.nn import functional as F
 
-from dreamcache.processes import process_rank, wait_for_all
+from dreamcache.processes import wait_for_all
 from miniature.train.data import flip_some
 from miniature.train.loop import fit
 from miniature.train.vae import FOLDER, REFINING_RATE, changed_alike, load, publish, reconstruction_loss
@@ -52,12 +51,8 @@ def train(workspace: Workspace) -> None:
 
 def load_before(workspace: Workspace) -> AutoencoderKL:
     """The autoencoder this training began with, kept beside its state: one that is stopped publishes its average."""
-    kept = workspace.states / "vae_whole-before"
-    if process_rank() == 0 and not (kept.is_dir() and (workspace.states / "vae_whole.pt").exists()):
-        temporary = kept.with_name("vae_whole-before.tmp")
-        for stale in (temporary, kept):
-            shutil.rmtree(stale, ignore_errors=True)
-        shutil.copytree(workspace.checkpoints / FOLDER, temporary)
-        os.replace(temporary, kept)
+    kept = replace(workspace, checkpoints=workspace.states / "before")
+    if not ((kept.checkpoints / FOLDER).is_dir() and (workspace.states / "vae_whole.pt").exists()):
+        kept.publish(FOLDER, load(workspace).save_pretrained)
     wait_for_all()
-    return load(workspace, kept)
+    return load(kept)
