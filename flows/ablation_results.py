@@ -15,6 +15,7 @@ from dreamcache.dreambooth.summary import Row, estimates
 from flows.ablation_chart import SHOWN, ablation_chart
 from flows.ablations import DEFAULT, FOLDER, AblationRow, Study
 from flows.evaluation_plans import TRAINED, adapters_folder
+from flows.lock import locked
 from flows.plans import training_step
 from flows.report_training import held_out_losses
 from flows.score_tables import METRIC_NAMES, aligned, estimate_cells
@@ -32,6 +33,11 @@ TEXT = (
 
 def write_results(study: Study) -> Path:
     """Write what the rows that are up to date say, as records, tables and a chart; returns the path of the text."""
+    with locked(study.folder, wait=True):
+        return _write(study)
+
+
+def _write(study: Study) -> Path:
     rows = study.finished()
     scores: dict[str, dict[int, list[Row]]] = {}
     for row in rows:

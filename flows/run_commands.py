@@ -147,7 +147,8 @@ def ablate(
 ) -> None:
     """Train and evaluate the paper's ablations on a run's triplets, and say which of its findings reproduce.
 
-    Each row is a run folder in RUN/ablations; finished ones stay, and a killed one goes on where it stood.
+    Each row is a run folder in RUN/ablations; finished ones stay, and a killed one goes on where it stood. Several of
+    these commands at once, one a GPU, share out the rows.
 
     Example: dreamcache ablate --run runs/mine --only layers --set training.steps=1000 --dry-run
     """
@@ -169,7 +170,7 @@ def ablate(
             own = ", ".join(f"{name}={json.dumps(value)}" for name, value in row.settings.items())
             print(f"{row.name} ({own or 'the profile as it is'}): {'; '.join(remaining[row.name]) or 'up to date'}")
         return
-    with locked(folder):  # if another process works there, say so before anything is started
+    with locked(folder, shared=True):  # if another process works there, say so before anything is started
         pass
     if any(remaining.values()):
         print(f"To do: {sum(map(bool, remaining.values()))} of {len(rows)} rows", flush=True)

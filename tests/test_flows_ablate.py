@@ -38,6 +38,16 @@ KILLED = (
     "training._Training._validate = counted\n"
     "main()\n"
 )
+# Is at a row of its own until another one is made, then dies.
+HOLDER = (
+    "import os, signal, sys, time\n"
+    "from pathlib import Path\n"
+    "from flows.lock import locked\n"
+    "with locked(Path(sys.argv[1])):\n"
+    "    print(flush=True)\n"
+    "    while not Path(sys.argv[2]).exists(): time.sleep(0.05)\n"
+    "    os.kill(os.getpid(), signal.SIGKILL)\n"
+)
 
 
 class Workplace:
@@ -162,6 +172,30 @@ def test_a_row_that_fails_is_named_and_keeps_no_other_from_being_made(work: Work
     code, said = work.say("--only", "data-eighth", "--only", "t-300", **small)
     assert code == 1 and "1 of 3 rows failed, the others are kept: data-eighth: there is no record" in said, said
     assert list(work.rows()) == ["default", "t-300"]
+
+
+def test_a_row_that_another_process_is_at_is_left_to_it_and_made_if_that_dies(work: Workplace) -> None:
+    place = work.run / "ablations"
+    command = [sys.executable, "-c", HOLDER, str(place / "mid"), str(place / "t-300" / "evaluation" / "rows.jsonl")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, cwd=ROOT) as holder:
+        assert holder.stdout is not None and holder.stdout.readline()
+        code, said = work.say("--only", "mid", "--only", "t-300")
+    assert code == 0 and f"row 2 of 3, mid: left to process {holder.pid} on " in said, said
+    assert said.index("row 3 of 3, t-300: {") < said.index("row 2 of 3, mid: {")
+    assert list(work.rows()) == ["default", "mid", "t-300"]
+
+
+def test_commands_at_once_share_out_the_rows(work: Workplace, server: str) -> None:
+    only = ("--only", "encoder", "--only", "mid", "--only", "scale-double")
+    command = [sys.executable, "-c", "from flows.cli import main; main()", *work.arguments(*only)]
+    environment = {**os.environ, "PREFECT_API_URL": server}
+    with subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True) as other:
+        code, said = work.say(*only)
+        assert other.stdout is not None
+        said += other.stdout.read()
+    assert code == other.returncode == 0, said
+    assert said.count("training: done") == 3 and said.count("scale-double: {") == 1 and "left to process" in said, said
+    assert len(work.rows()) == 4
 
 
 def test_the_rows_are_the_papers_tables() -> None:
