@@ -55,8 +55,13 @@ class AdapterSet(nn.Module):
         return tuple(dict.fromkeys(cached_layer(self.config, layer) for layer in self.layers))
 
     def cache_settings(self, subjects: str | Sequence[str] = "") -> dict[str, Any]:
-        """What `cache_reference` is to be told for these adapters; `subjects` is the references' noun, or one each."""
+        """What `cache_reference` is to be told for these adapters; `subjects` is the references' noun, or one each.
+
+        ValueError where the adapters read the noun with the features and there is none.
+        """
         nouns = [subjects] if isinstance(subjects, str) else subjects
+        if "{subject}" in self.config.cache_prompt and not all(nouns):
+            raise ValueError("these adapters read the subject's noun with its features: give it (subject, --noun)")
         prompts = [self.config.cache_prompt.replace("{subject}", noun) for noun in nouns]
         prompt = prompts[0] if isinstance(subjects, str) else prompts
         return {"layers": self.cached_layers, "prompt": prompt, "timestep": self.config.cache_timestep}
@@ -169,7 +174,7 @@ class AdapterSet(nn.Module):
 
 def adapters_folder(location: str | Path) -> Path:
     """The local folder of adapters, given that or their name on the Hub; FileNotFoundError if there are none."""
-    from dreamcache.backbone import hub_folder, is_hub_name
+    from dreamcache.hub import hub_folder, is_hub_name
 
     folder = Path(location)
     if not folder.exists() and is_hub_name(str(location)):

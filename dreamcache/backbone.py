@@ -1,7 +1,6 @@
 """The backbone: a frozen Stable Diffusion's VAE, text encoder and U-Net (paper Section 3)."""
 
 import hashlib
-import os
 import re
 from collections.abc import Sequence
 from functools import cached_property
@@ -11,6 +10,8 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from torch import Tensor
+
+from dreamcache.hub import hub_folder, is_hub_name
 
 WEIGHTED_PARTS = ("unet", "vae", "text_encoder")
 # The files that diffusers and transformers load by default; a folder may hold the same weights in other forms too.
@@ -194,25 +195,4 @@ def _local_folder(location: str) -> Path:
             "a name on the Hub, such as stable-diffusion-v1-5/stable-diffusion-v1-5, whose page is "
             "https://huggingface.co/stable-diffusion-v1-5/stable-diffusion-v1-5 (HF_TOKEN is for gated ones)"
         )
-    return hub_folder(location, _FILES)
-
-
-def is_hub_name(location: str) -> bool:
-    """Whether a location has the form of a name on the Hub, OWNER/NAME."""
-    return re.fullmatch(r"[\w.-]+/[\w.-]+", location) is not None and not location.startswith(".")
-
-
-def hub_folder(location: str, files: Sequence[str]) -> Path:
-    """The local copy of files of a model on the Hub; FileNotFoundError says where they are to be had."""
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
-
-    try:
-        return Path(snapshot_download(location, allow_patterns=list(files)))
-    except (OSError, HfHubHTTPError, HFValidationError) as error:
-        offline = " (HF_HUB_OFFLINE is set)" if os.environ.get("HF_HUB_OFFLINE", "0") not in ("", "0") else ""
-        raise FileNotFoundError(
-            f"{location} is not on this machine and could not be fetched{offline}: see https://huggingface.co/{location}"
-            ", accept its terms there if it is gated and set HF_TOKEN (or `hf auth login`), or download it elsewhere "
-            f"and give the local folder instead ({type(error).__name__})"
-        ) from error
+    return hub_folder(location, _FILES, pinned=True)

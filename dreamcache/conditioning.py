@@ -145,6 +145,13 @@ def _check_cache(adapters: AdapterSet, cache: FeatureCache) -> None:
             f"the feature cache was made at timestep {timestep}, the adapters were trained with caches of timestep "
             f"{adapters.config.cache_timestep}: cache the reference at that one"
         )
+    prompt = cache.settings.get("prompt")
+    if prompt is not None and any(prompt) != bool(adapters.config.cache_prompt):
+        made, trained = ("with", "without") if any(prompt) else ("without", "with")
+        raise ValueError(
+            f"the feature cache was made {made} text, the adapters were trained with caches {trained}: cache the "
+            "reference by what their cache_settings() say"
+        )
 
 
 def _strength_by_row(strength: float | Tensor, references: int) -> _RowStrength:

@@ -10,22 +10,21 @@ import torch
 from PIL import Image
 
 from dreamcache.adapters import AdapterSet, adapters_folder
-from dreamcache.backbone import Backbone, is_hub_name, load_backbone
+from dreamcache.backbone import Backbone, load_backbone
 from dreamcache.cache import FeatureCache, cache_reference
 from dreamcache.checkpoints import written_at_once
 from dreamcache.configs import SamplingConfig
-from dreamcache.sampling import sample_images
+from dreamcache.hub import is_hub_name
+from dreamcache.sampling import ddim_scheduler, sample_images
 
 
 class DreamCachePipeline:
     """A backbone and its adapters. `scheduler` is DDIM and may be replaced by any diffusers scheduler."""
 
     def __init__(self, backbone: Backbone, adapters: AdapterSet) -> None:
-        from diffusers import DDIMScheduler
-
         adapters.check_backbone(backbone)
         self.backbone, self.adapters = backbone, adapters.to(backbone.device)
-        self.scheduler: Any = DDIMScheduler.from_config(backbone.scheduler.config)
+        self.scheduler: Any = ddim_scheduler(backbone)
 
     @classmethod
     def from_pretrained(
@@ -75,6 +74,7 @@ class DreamCachePipeline:
         prompt: str | Sequence[str],
         reference: Image.Image | Sequence[Image.Image] | FeatureCache,
         *,
+        subject: str = "",
         num_inference_steps: int = 50,
         guidance_scale: float = 7.5,
         image_guidance_scale: float = 0.4,
@@ -89,7 +89,8 @@ class DreamCachePipeline:
     ) -> Any:
         """Sample images of one or more prompts; `.images` of what is returned are PIL images, prompt by prompt.
 
-        `reference` is what `cache` takes or returns, or a cache of one subject a prompt (see `FeatureCache.stack`).
+        `reference` is what `cache` takes, with `subject`, or returns, or a cache of one subject a prompt (see
+        `FeatureCache.stack`).
         Image i is seeded by seed + i; the rest is as in SamplingConfig and `sample_images`.
         """
         from diffusers import ImagePipelineOutput
@@ -97,7 +98,7 @@ class DreamCachePipeline:
         if num_images_per_prompt < 1:
             raise ValueError(f"num_images_per_prompt must be at least 1, not {num_images_per_prompt}")
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
-        cache = reference if isinstance(reference, FeatureCache) else self.cache(reference)
+        cache = reference if isinstance(reference, FeatureCache) else self.cache(reference, subject=subject)
         rows = [row for row in range(len(prompts)) for _ in range(num_images_per_prompt)]
         config = SamplingConfig(
             guidance=guidance, guidance_scale=guidance_scale, image_guidance_scale=image_guidance_scale,

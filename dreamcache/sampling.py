@@ -82,6 +82,15 @@ def sample_images(
     return images
 
 
+def ddim_scheduler(backbone: "Backbone") -> Any:
+    """DDIM by the backbone's noise schedule, as a Stable Diffusion is sampled, also where its folder does not say so:
+    the predicted latents are not clipped, and the last step is timestep 1.
+    """
+    from diffusers import DDIMScheduler
+
+    return DDIMScheduler.from_config(backbone.scheduler.config, clip_sample=False, steps_offset=1)
+
+
 @torch.no_grad()
 def sample_latents(
     backbone: "Backbone",
@@ -96,10 +105,7 @@ def sample_latents(
     progress: Callable[[int, int], None] | None = None,
 ) -> Tensor:
     """One batch of `sample_images` before decoding: scaled latents (B, C, h, w) in the backbone's dtype."""
-    from diffusers import DDIMScheduler
-
-    if scheduler is None:
-        scheduler = DDIMScheduler.from_config(backbone.scheduler.config)
+    scheduler = scheduler or ddim_scheduler(backbone)
     scheduler.set_timesteps(config.steps, device=backbone.device)
     personalized = adapters is not None and cache is not None
     branches = guidance_branches(config, personalized)

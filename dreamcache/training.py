@@ -1,6 +1,7 @@
 """Training the adapters on triplets with the backbone frozen (paper Section 3.3)."""
 
 import hashlib
+import math
 import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
@@ -120,7 +121,7 @@ class _Training:
             self.optimizer.load_state_dict(state["optimizer"])
             if self.average is not None:
                 self.average.load_tensors(state["average"], "the training state")
-        self.pending: list[tuple[int, Tensor, float]] = []
+        self.pending: list[tuple[int, Tensor, Tensor, float]] = []
         self.logged_at = time.monotonic()
         # One of several processes writes and looks at held-out triplets; the others only work.
         self.leads = process_rank() == 0
@@ -151,15 +152,14 @@ class _Training:
                 total += self._accumulate(next(batches))
             gradients = [parameter.grad for parameter in self.adapters.parameters() if parameter.grad is not None]
             mean_over_processes([total, *gradients])
-            if config.max_grad_norm is not None:
-                torch.nn.utils.clip_grad_norm_(self.adapters.parameters(), config.max_grad_norm)
+            norm = torch.nn.utils.clip_grad_norm_(self.adapters.parameters(), config.max_grad_norm or math.inf)
             self.optimizer.step()
             self.optimizer.zero_grad(set_to_none=True)
             self.step += 1
             self._update_average()
             if not self.leads:
                 continue
-            self.pending.append((self.step, total, lr))
+            self.pending.append((self.step, total, norm, lr))
             last = self.step == config.steps
             validate = self.validation is not None and (last or self.step % config.validation_every == 0)
             checkpoint = last or self.step % config.checkpoint_every == 0
@@ -217,13 +217,14 @@ class _Training:
         return {f"validation_{name}": float(values.mean()) for name, values in losses.items()}
 
     def _write_log(self, validation: dict[str, float]) -> None:
-        rows: list[dict[str, Any]] = [{"step": step, "loss": float(loss), "lr": lr} for step, loss, lr in self.pending]
+        rows: list[dict[str, Any]] = []
+        for step, loss, norm, lr in self.pending:
+            for name, value in (("loss", float(loss)), ("gradients' norm", float(norm))):
+                if not math.isfinite(value):
+                    advice = "lower learning_rate, which begins anew (what was saved stays)"
+                    raise ValueError(f"the {name} is {value} at step {step}: {advice}")
+            rows.append({"step": step, "loss": float(loss), "lr": lr})
         self.pending.clear()
-        for row in rows:
-            if row["loss"] != row["loss"] or row["loss"] == float("inf"):
-                raise ValueError(
-                    f"the loss is {row['loss']} at step {row['step']}: lower learning_rate (what was saved stays)"
-                )
         rows[-1] |= validation
         self.log.append(rows)
         if self.report is not None:

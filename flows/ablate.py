@@ -17,10 +17,9 @@ from flows.evaluation_workers import make_on_workers
 from flows.forms import UNCHANGED, Settings
 from flows.lock import InUse, locked
 from flows.plans import benchmark_step, check_inputs, check_models
-from flows.profiles import DrawnBenchmark, load_profile, record_configuration
+from flows.profiles import DrawnBenchmark, load_profile, record_configuration, recorded_profile
 from flows.report import write_report
 from flows.train_adapters import train
-from flows.verify import recorded_profile
 from shards.run_folder import local_folder
 
 log = logging.getLogger(__name__)

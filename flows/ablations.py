@@ -12,7 +12,7 @@ from datagen.dataset import STAGES
 from dreamcache.ablations import IMAGE_SCALE, TABLES, Line, Table
 from flows.evaluation_plans import REAL, TRAINED
 from flows.plans import evaluation_changes, training_step
-from flows.profiles import DrawnBenchmark, Profile
+from flows.profiles import DrawnBenchmark, Profile, with_dataset_of
 from flows.settings import nearest_of, with_settings
 
 FOLDER, DEFAULT = "ablations", "default"
@@ -64,7 +64,7 @@ class Study:
     def __init__(self, profile: Profile, run: Path) -> None:
         self.folder = run / FOLDER
         alone = {"evaluation.variants": ("adapters",), "sweep.image_scales": (), "sweep.text_scales": ()}
-        self.base = with_settings(profile, {**alone, "compare_with": None})
+        self.base = with_settings(with_dataset_of(run, profile), {**alone, "compare_with": None})
         self.settings: dict[str, dict[str, Any]] = {DEFAULT: {}}
         # Of every line, and of the default, the variant that it is.
         self.variants = {DEFAULT: DEFAULT}

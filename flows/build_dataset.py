@@ -44,7 +44,7 @@ def build_dataset(profile: str = "miniature", run: str = "runs/miniature", setti
     """
     chosen, folder = load_profile(profile, settings or {}), run_folder(run)
     with locked(folder):
-        record_configuration(folder, chosen)
+        record_configuration(folder, chosen, builds=True)
         send(folder, "config.json")
         build(chosen.dataset, folder, Workers.of(chosen, folder, chosen.workers.deployment))
         if describe(folder, chosen):

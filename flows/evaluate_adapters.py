@@ -13,7 +13,14 @@ from prefect.cache_policies import NO_CACHE
 from prefect.states import Completed, State
 
 from flows.evaluation import adapter_models, held_out_file, make_evaluation, write_held_out_loss
-from flows.evaluation_plans import COMPARED, TRAINED, benchmark_step, evaluation_of, evaluations
+from flows.evaluation_plans import (
+    COMPARED,
+    TRAINED,
+    benchmark_step,
+    evaluation_of,
+    evaluations,
+    held_out_inputs,
+)
 from flows.evaluation_workers import make_on_workers
 from flows.forms import UNCHANGED, Settings
 from flows.lock import locked
@@ -82,5 +89,6 @@ def evaluate(profile: Profile, run: Path, name: str) -> State[Any] | None:
         by_workers = profile.workers.evaluation is not None and held_out_file(run).is_file()
         return [held_out_file(run) if by_workers else write_held_out_loss(profile, run, models)]
 
-    make_evaluation(evaluation_of(profile, run, name), profile, name, models, outputs)
+    inputs = held_out_inputs(profile, run, name)
+    make_evaluation(evaluation_of(profile, run, name), profile, name, models, outputs, inputs)
     return None

@@ -6,8 +6,9 @@ import functools
 import json
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from datagen.masks import MasksConfig
@@ -16,6 +17,7 @@ from flows.artifacts import Progress, table_artifact
 from flows.evaluation_plans import COMPARED, TRAINED, adapters_folder, scored_step
 from flows.profiles import Profile
 from flows.score_tables import estimate_cells
+from shards.files import replace_file
 from shards.markers import checked_marker
 from shards.triplets import TripletShards, triplet_paths
 
@@ -31,11 +33,13 @@ def make_evaluation(
     name: str,
     models: Models,
     outputs: Callable[[Path], list[Path]] = lambda _: [],
+    inputs: Mapping[str, Any] = MappingProxyType({}),
 ) -> None:
     """Make all of an evaluation that is not up to date, its marker last.
 
     Each subject and variant is a shard that resumes by itself. `models` is called where images have to be sampled, and
-    `outputs`, with the evaluation's folder, for files to be marked beside rows and summary.
+    `outputs`, with the evaluation's folder, for files to be marked beside rows and summary; `inputs` is what they are
+    made from.
     """
     from dreamcache.dreambooth.rows import score_cases
     from dreamcache.dreambooth.scoring import write_results
@@ -44,7 +48,7 @@ def make_evaluation(
     started = time.monotonic()
     make_references(evaluation, profile, name)
     make_scored_shards(evaluation, profile, name, models)
-    step = scored_step(evaluation, name)
+    step = scored_step(evaluation, name, inputs)
     step.reopen()
     rows, real_rows = score_cases(evaluation)
     summary = summarize(rows, real_rows) if evaluation.config.variants else calibrate(real_rows)
@@ -168,9 +172,7 @@ def write_held_out_loss(profile: Profile, run: Path, models: Models) -> Path:
     config, path = profile.training, held_out_file(run)
     triplets = held_out_triplets(TripletShards(triplet_paths(run)), config.held_out, config.validation_triplets)
     backbone, adapters, _ = models()
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(validation_loss(backbone, adapters, triplets, config.loss_weights)))
-    partial.replace(path)
+    replace_file(path, json.dumps(validation_loss(backbone, adapters, triplets, config.loss_weights)).encode())
     return path
 
 

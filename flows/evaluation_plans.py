@@ -5,7 +5,10 @@ from __future__ import annotations
 import hashlib
 import re
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
+from typing import Any
 
 from datagen.identity import model_identity
 from datagen.masks import MASKS_VERSION
@@ -17,6 +20,7 @@ from flows.profiles import DrawnBenchmark, Profile, miniature_checkpoints
 from flows.steps import Step, recipe
 from shards.markers import checked_marker
 from shards.stage import StageSpec
+from shards.triplets import triplet_paths
 
 BENCHMARK_VERSION = 1
 # Of the miniature's code, what changes no image of its benchmark.
@@ -139,9 +143,22 @@ def evaluations(profile: Profile) -> list[str]:
     return [TRAINED, *compared, *(f"{SWEEP}{point}" for point in profile.sweep.points())]
 
 
-def scored_step(evaluation: Evaluation, name: str) -> Step:
-    """The rows and the summary of an evaluation, and whether all of its shards are up to date."""
-    embedded = {}
+def held_out_inputs(profile: Profile, run: Path, name: str) -> dict[str, Any]:
+    """What the loss on held-out triplets beside an evaluation of compared adapters is of; others have none."""
+    if name != COMPARED:
+        return {}
+    config = profile.training
+    triplets = {path.name: checked_marker(path).shard.sha256 for path in triplet_paths(run)}
+    settings = config.model_dump(include={"held_out", "validation_triplets", "min_snr_gamma", "subject_weight"})
+    return {"held-out loss": {"triplets": triplets, **settings}}
+
+
+def scored_step(evaluation: Evaluation, name: str, inputs: Mapping[str, Any] = MappingProxyType({})) -> Step:
+    """The rows and the summary of an evaluation, and whether all of its shards are up to date.
+
+    `inputs` are what files beside these are made from.
+    """
+    embedded = dict(inputs)
     for plan in evaluation.plans():
         if plan.changes():
             return Step(name, evaluation.folder, recipe(EVALUATION_VERSION, {}, {}, {}), (plan.name,))

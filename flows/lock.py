@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import fcntl
+import itertools
 import logging
 import os
 import socket
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 log = logging.getLogger(__name__)
@@ -46,6 +47,20 @@ def locked(run: Path, name: str = ".lock", wait: bool = False, shared: bool = Fa
         file.write(f"process {os.getpid()} on {socket.gethostname()}")
         file.flush()
         yield
+
+
+@contextmanager
+def first_free(folder: Path) -> Iterator[Path]:
+    """Hold a folder or, where another process does, the first free one of FOLDER-2, FOLDER-3 and so on."""
+    for number in itertools.count(1):
+        place = folder if number == 1 else folder.with_name(f"{folder.name}-{number}")
+        with ExitStack() as held:
+            try:
+                held.enter_context(locked(place))
+            except InUse:
+                continue
+            yield place
+            return
 
 
 def _taken(descriptor: int, kind: int) -> bool:

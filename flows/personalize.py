@@ -99,8 +99,6 @@ def subject_cache(pipeline: DreamCachePipeline, image: Image.Image, noun: str | 
     """The feature cache of a cut-out or an image on white; its settings hold the reference's digest and its picture."""
     from dreamcache.reference import reference_image
 
-    if noun is None and "{subject}" in pipeline.adapters.config.cache_prompt:
-        raise ValueError("these adapters read the subject's noun with its features: give --noun")
     shown = reference_image(image, size=pipeline.backbone.image_size)
     cache = pipeline.cache(shown, subject=noun or "")
     digest = hashlib.sha256(shown.tobytes()).hexdigest()

@@ -197,7 +197,7 @@ def _models(
 ) -> tuple[Profile, str]:
     """The profile, by default the one that a run was made with, and the adapters to use."""
     from flows.personalize import chosen_adapters
-    from flows.verify import recorded_profile
+    from flows.profiles import recorded_profile
 
     recorded = recorded_profile(run) if run is not None and profile is None else None
     chosen, _, changed = configuration(profile or (recorded.name if recorded else "miniature"), run, settings)

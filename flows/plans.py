@@ -18,12 +18,14 @@ from flows.evaluation_plans import (
     embedder_models,
     evaluation_of,
     evaluations,
+    held_out_inputs,
     scored_step,
     shard_changes,
 )
-from flows.profiles import DrawnBenchmark, Profile, miniature_checkpoints
+from flows.profiles import DrawnBenchmark, Profile, miniature_checkpoints, with_dataset_of
 from flows.steps import Step, recipe
 from shards.markers import Marker, checked_marker, read_marker
+from shards.run_folder import is_built
 from shards.statistics import stage_accounts
 from shards.store import bring, store_of, url_of
 from shards.transfer import bring_step, is_sent
@@ -43,6 +45,10 @@ def training_step(profile: Profile, run: Path) -> Step:
         paths = triplet_paths(run)
     except FileNotFoundError:
         return Step("training", run / "training", recipe(TRAINING_VERSION, settings, models, {}), ("the dataset",))
+    built = with_dataset_of(run, profile).dataset
+    if is_built(run) and built.target_triplets is None and len(paths) < (built.shards or 0):
+        missing = (f"the dataset ({len(paths)} of {built.shards} shards)",)
+        return Step("training", run / "training", recipe(TRAINING_VERSION, settings, models, {}), missing)
     markers = {path.relative_to(run).as_posix(): checked_marker(path) for path in paths}
     if outdated := [name for name, marker in markers.items() if _is_outdated(marker, run)]:
         missing = (f"the dataset ({outdated[0]} is older than what it was made from)",)
@@ -119,12 +125,12 @@ def evaluation_step(profile: Profile, run: Path, name: str) -> Step:
         missing.append("the benchmark")
     if missing:
         return Step(name, run / name, recipe(EVALUATION_VERSION, {}, {}, {}), tuple(missing))
-    return scored_step(evaluation_of(profile, run, name), name)
+    return scored_step(evaluation_of(profile, run, name), name, held_out_inputs(profile, run, name))
 
 
 def report_digest(profile: Profile, run: Path) -> str:
     """The SHA-256 over all that a report shows: the configuration and every marker in the run folder."""
-    total = hashlib.sha256(f"{REPORT_VERSION} {run} {profile.model_dump_json()}".encode())
+    total = hashlib.sha256(f"{REPORT_VERSION} {run.resolve().name} {profile.model_dump_json()}".encode())
     for path in sorted(run.rglob("*done.json")):
         total.update(path.relative_to(run).as_posix().encode() + path.read_bytes())
     return total.hexdigest()

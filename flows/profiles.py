@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import json
 from collections.abc import Callable, Mapping
@@ -21,6 +22,8 @@ from datagen.masks import MasksConfig
 from dreamcache.configs import SamplingConfig, TrainingConfig
 from dreamcache.dreambooth.config import EvaluationConfig, SweepConfig
 from flows.settings import nearest_of, with_settings
+from shards.files import replace_file
+from shards.run_folder import CONFIGURATION
 
 
 class DrawnBenchmark(BaseModel):
@@ -226,11 +229,35 @@ def changed_settings(profile: Profile) -> dict[str, Any]:
     return differences(now, shipped, "")
 
 
-def record_configuration(run: Path, profile: Profile) -> None:
-    """Keep the complete configuration of the latest start in the run folder, `config.json`."""
-    content = json.dumps(profile.model_dump(mode="json"), indent=1).encode() + b"\n"
-    path = run / "config.json"
+def recorded_profile(run: Path) -> Profile | None:
+    """The configuration that a run folder records, or None where there is none (an import, a merged dataset).
+
+    Raises ValueError if it cannot be read.
+    """
+    path = run / CONFIGURATION
+    if not path.is_file():
+        return None
+    try:
+        return Profile.model_validate_json(path.read_bytes())
+    except ValueError as error:
+        raise ValueError(f"{path} is not a configuration of this version: start the run again to write it") from error
+
+
+def with_dataset_of(run: Path, profile: Profile) -> Profile:
+    """The profile with the dataset part that a run folder records, since its dataset was built by that."""
+    with contextlib.suppress(ValueError):
+        if (recorded := recorded_profile(run)) is not None:
+            return profile.model_copy(update={"dataset": recorded.dataset})
+    return profile
+
+
+def record_configuration(run: Path, profile: Profile, builds: bool = False) -> None:
+    """Keep the complete configuration of the latest start in the run folder, `config.json`.
+
+    What the dataset there was built by stays, but where this start `builds` it.
+    """
+    kept = profile if builds else with_dataset_of(run, profile)
+    content = json.dumps(kept.model_dump(mode="json"), indent=1).encode() + b"\n"
+    path = run / CONFIGURATION
     if not path.is_file() or path.read_bytes() != content:
-        partial = path.with_name("config.json.partial")
-        partial.write_bytes(content)
-        partial.replace(path)
+        replace_file(path, content)

@@ -22,6 +22,7 @@ from flows.report_dataset import reject_groups, run_markers, stage_rows
 from flows.report_pictures import extremes, gallery
 from flows.report_scores import scores, sweep
 from flows.report_training import training
+from shards.files import replace_file
 from shards.markers import Marker
 from shards.triplets import Triplet, TripletShards, triplet_paths
 
@@ -66,9 +67,7 @@ def write_report(profile: Profile, run: Path) -> Path:
         loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
     path = run / "report.html"
-    partial = path.with_name("report.html.partial")
-    partial.write_text(environment.get_template("report.html").render(content), encoding="utf-8")
-    partial.replace(path)
+    replace_file(path, environment.get_template("report.html").render(content).encode())
     return path
 
 

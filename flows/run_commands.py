@@ -124,7 +124,7 @@ def gallery(
     Example: dreamcache gallery runs/mine --count 40
     """
     from flows.gallery import gallery_sheet
-    from flows.verify import recorded_profile
+    from flows.profiles import recorded_profile
 
     profile = recorded_profile(run)
     if profile is None:

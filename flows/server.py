@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
+from flows.lock import first_free
 from shards.processes import ServerProcess, end_with_parent, free_port
 
 # By default a server has the leases of concurrency slots in its memory: killed, it leaves dead runs' slots taken for
@@ -39,9 +40,10 @@ def start_server(folder: Path, port: int, app: str, environment: Mapping[str, st
 def prefect_server(folder: Path, meanwhile: Callable[[], object]) -> Iterator[str]:
     """Yield the address of the Prefect API: the configured one, or that of a server which lives as long as this block.
 
-    The server takes seconds to start; `meanwhile` is called while it does, to import what the block needs.
-    Prefect's own temporary server outlives a killed parent; this one does not. `dreamcache ui --folder FOLDER` shows
-    its runs later. Raises RuntimeError if it does not answer within ten minutes.
+    Where another process's server has the folder, FOLDER-2 is taken. The server takes seconds to start; `meanwhile` is
+    called while it does, to import what the block needs. Prefect's own temporary server outlives a killed parent; this
+    one does not. `dreamcache ui --folder FOLDER` shows its runs later. Raises RuntimeError if it does not answer within
+    ten minutes.
     """
     from prefect.events.worker import EventsWorker
     from prefect.logging.handlers import APILogWorker
@@ -58,21 +60,23 @@ def prefect_server(folder: Path, meanwhile: Callable[[], object]) -> Iterator[st
         "PREFECT__SERVER_EPHEMERAL": "1",  # without the services that only a long-lived server needs
         "PREFECT__SERVER_FINAL": "1",
     }
-    server = start_server(folder, port, "prefect.server.api.server:create_app", QUIET | environment)
-    try:
-        meanwhile()
-        address = f"http://127.0.0.1:{port}/api"
-        server.wait_until_healthy(f"{address}/health", seconds=600)  # one that ends is noticed at once
-        # The variable is for children that run flows of their own.
-        os.environ["PREFECT_API_URL"] = address
-        with temporary_settings({PREFECT_API_URL: address}):
-            yield address
-    finally:
-        # Logs and events travel in threads of their own; what is still on its way would find nobody there.
-        APILogWorker.drain_all(timeout=5)
-        EventsWorker.drain_all(timeout=5)
-        os.environ.pop("PREFECT_API_URL", None)
-        server.stop()
+    # One server a database: SQLite's are not for several, least of all on a network's file system.
+    with first_free(folder) as place:
+        server = start_server(place, port, "prefect.server.api.server:create_app", QUIET | environment)
+        try:
+            meanwhile()
+            address = f"http://127.0.0.1:{port}/api"
+            server.wait_until_healthy(f"{address}/health", seconds=600)  # one that ends is noticed at once
+            # The variable is for children that run flows of their own.
+            os.environ["PREFECT_API_URL"] = address
+            with temporary_settings({PREFECT_API_URL: address}):
+                yield address
+        finally:
+            # Logs and events travel in threads of their own; what is still on its way would find nobody there.
+            APILogWorker.drain_all(timeout=5)
+            EventsWorker.drain_all(timeout=5)
+            os.environ.pop("PREFECT_API_URL", None)
+            server.stop()
 
 
 def wait_for_answer(address: str, seconds: float = 30) -> None:

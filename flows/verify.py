@@ -10,33 +10,26 @@ from pathlib import Path
 from typing import Any
 
 from datagen.dataset import STAGES, Dataset, explained
+from flows.ablations import FOLDER as ABLATIONS
 from flows.evaluation_plans import evaluations
 from flows.lock import locked
 from flows.plans import description_step, evaluation_changes, report_is_current, training_step
-from flows.profiles import Profile
+from flows.profiles import Profile, recorded_profile
 from flows.progress import Progress
 from flows.steps import BEGUN, MARKER
 from shards.files import TEMPORARY, remove_leftovers
 from shards.markers import FileState
+from shards.run_folder import is_built
 from shards.store import place_of, remove
 from shards.transfer import copy_here
 from shards.verify import STRAY, Fault, damage, shard_faults
 
-STEPS = ("triplets", "training", "benchmark", "evaluation", "evaluation-compared")
-
-
-def recorded_profile(run: Path) -> Profile | None:
-    """The configuration of a run's latest start, or None where there is none (an import, a merged dataset).
-
-    Raises ValueError if it cannot be read.
-    """
-    path = run / "config.json"
-    if not path.is_file():
-        return None
-    try:
-        return Profile.model_validate_json(path.read_bytes())
-    except ValueError as error:
-        raise ValueError(f"{path} is not a configuration of this version: start the run again to write it") from error
+# What makes the folders of a run again that are named so, in order.
+MADE_BY = {
+    "build-dataset": {*STAGES, "dataset card"},
+    "train-adapters": {"training"},
+    "evaluate-adapters": {"benchmark", "real", "evaluation", "evaluation-compared", "sweep"},
+}
 
 
 class Verification:
@@ -48,7 +41,7 @@ class Verification:
 
     def __init__(self, run: Path, report: Callable[[int, int], None] = lambda done, total: None) -> None:
         self.run = run
-        self.profile = recorded_profile(run)
+        self.profile, self.built = recorded_profile(run), is_built(run)
         self.unchecked: list[str] = []
         dataset = self._dataset()
         size = None if dataset is None else _size(dataset)
@@ -57,7 +50,7 @@ class Verification:
             return size is None or stage not in STAGES or index < size
 
         self.faults = [*shard_faults(run, wanted, report), *self._step_faults()]
-        self.outdated = [] if dataset is None or size is None else self._outdated(dataset, size)
+        self.outdated = [] if self.profile is None else self._outdated(self.profile, dataset, size or 0)
 
     @property
     def lines(self) -> list[str]:
@@ -71,7 +64,7 @@ class Verification:
         return {"run": place_of(self.run), "right": not self.lines, **found}
 
     def _dataset(self) -> Dataset | None:
-        if self.profile is None:
+        if self.profile is None or not self.built:
             return None
         try:
             return Dataset(self.profile.dataset, self.run)
@@ -79,37 +72,38 @@ class Verification:
             self.unchecked.append(f"whether the dataset is that of config.json: {error}")
             return None
 
-    def _outdated(self, dataset: Dataset, size: int) -> list[str]:
+    def _outdated(self, profile: Profile, dataset: Dataset | None, size: int) -> list[str]:
         """What the configuration would have otherwise, apart from what is damaged and what follows from that."""
-        damaged = {fault.path.parent.name + "/" + fault.path.name.partition(".")[0] for fault in self.faults}
-        planned = [*dataset.planned(range(size)), *dataset.surplus(size)]
-        own = [shard for shard in planned if shard.fate in ("remake", "surplus") and shard.plan.name not in damaged]
-        lines = explained(own)
-        assert self.profile is not None
+        lines = [] if dataset is None else self._outdated_shards(dataset, size)
         if self.faults or lines:
             return lines  # what is made from the dataset cannot be judged before
-        if not lines and (target := self.profile.dataset.target_triplets) is not None:
+        if dataset is not None and (target := profile.dataset.target_triplets) is not None:
             accepted = sum(dataset.records_out("triplets", range(size)))
             lines += [f"triplets: {accepted} of target_triplets {target}"] if accepted < target else []
         try:
-            if not lines:
-                lines += description_step(self.run, self.profile).changes()
+            if dataset is not None and not lines:
+                lines += description_step(self.run, profile).changes()
             if (self.run / "training" / BEGUN).is_file():
-                lines += training_step(self.profile, self.run).changes()
-            for name in evaluations(self.profile):
+                lines += training_step(profile, self.run).changes()
+            for name in evaluations(profile):
                 if not lines and (self.run / name / BEGUN).is_file():
-                    lines += evaluation_changes(self.profile, self.run, name)
+                    lines += evaluation_changes(profile, self.run, name)
         except FileNotFoundError as error:
             self.unchecked.append(f"whether training and evaluation are those of config.json: {error}")
-        if not lines and (self.run / "report.html").is_file() and not report_is_current(self.profile, self.run):
+        if not lines and (self.run / "report.html").is_file() and not report_is_current(profile, self.run):
             lines.append("report.html: shows another state of this run")
         return lines
 
+    def _outdated_shards(self, dataset: Dataset, size: int) -> list[str]:
+        damaged = {fault.path.parent.name + "/" + fault.path.name.partition(".")[0] for fault in self.faults}
+        planned = [*dataset.planned(range(size)), *dataset.surplus(size)]
+        own = [shard for shard in planned if shard.fate in ("remake", "surplus") and shard.plan.name not in damaged]
+        return explained(own)
+
     def _step_faults(self) -> Iterator[Fault]:
-        for name in STEPS:
-            marker = self.run / name / MARKER
-            if not marker.is_file():
-                continue
+        for marker in sorted(self.run.rglob(MARKER)):
+            if "." in marker.parent.name:
+                continue  # set aside when other settings were taken
             try:
                 outputs = json.loads(marker.read_bytes())["outputs"]
                 states = {marker.parent / file: FileState(**state) for file, state in outputs.items()}
@@ -130,16 +124,18 @@ class Verification:
             elif fault.marker is not None:
                 remove(fault.marker)
 
+    def left_to(self) -> set[str]:
+        """Damaged folders that no repair makes again, with the command that does: it had settings of its own."""
+        others = self._damaged_folders() - set().union(*MADE_BY.values())
+        return {f"{name} (dreamcache {'ablate' if name == ABLATIONS else 'evaluate'})" for name in others}
+
+    def _damaged_folders(self) -> set[str]:
+        return {fault.path.relative_to(self.run).parts[0] for fault in self.faults if fault.problem != STRAY}
+
     def commands(self) -> list[str]:
         """The commands that make again what was withdrawn or is outdated, in their order."""
-        touched = {fault.path.relative_to(self.run).parts[0] for fault in self.faults if fault.problem != STRAY}
-        touched |= {line.partition(":")[0].partition(".")[0] for line in self.outdated}
-        wanted = {
-            "build-dataset": {*STAGES, "dataset card"},
-            "train-adapters": {"training"},
-            "evaluate-adapters": {*STEPS[2:]},
-        }
-        return [command for command, folders in wanted.items() if touched & folders]
+        touched = self._damaged_folders() | {line.partition(":")[0].partition(".")[0] for line in self.outdated}
+        return [command for command, folders in MADE_BY.items() if touched & folders]
 
 
 def _size(dataset: Dataset) -> int:
@@ -158,8 +154,9 @@ def _size(dataset: Dataset) -> int:
 def verify_run(run: Path, make_again: Callable[[str, Profile], None] | None = None) -> Verification:
     """Print what is wrong in a run folder and let `make_again(command, profile)` mend it; returns what was found last.
 
-    Raises ValueError where a command that is not recorded made the run.
+    Raises ValueError where a command that is not recorded made what was damaged.
     """
+    left: set[str] = set()
     # What was mended may have come out otherwise than before: then training follows the dataset, evaluation training.
     for rounds_left in (3, 2, 1, 0) if make_again else (0,):
         with locked(run) if os.access(run, os.W_OK) else contextlib.nullcontext():
@@ -172,15 +169,19 @@ def verify_run(run: Path, make_again: Callable[[str, Profile], None] | None = No
                 break
             if rounds_left:
                 found.withdraw()
+                left |= found.left_to()
         if rounds_left and make_again:
-            if found.profile is None:
+            commands = found.commands()
+            if found.profile is None or ("build-dataset" in commands and not found.built):
                 raise ValueError(
                     f"{place_of(run)} was imported or merged: give that command again to make what was withdrawn"
                 )
-            for command in found.commands():
+            for command in commands:
                 make_again(command, found.profile)
             if (run / "report.html").is_file():
                 from flows.report import write_report
 
                 write_report(found.profile, run)
+    if left:
+        raise ValueError(f"what was damaged is withdrawn, and by its own command made again: {', '.join(sorted(left))}")
     return found

@@ -109,7 +109,8 @@ def remove_leftovers(*paths: Path) -> None:
     # Listed once and by name alone: the folder of a large dataset holds tens of thousands of files.
     for name in os.listdir(folder):
         if name.startswith(beginnings):
-            with contextlib.suppress(BlockingIOError, FileNotFoundError), (folder / name).open("rb") as file:
+            # For writing, without which NFS grants no exclusive lock.
+            with contextlib.suppress(BlockingIOError, FileNotFoundError), (folder / name).open("r+b") as file:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # held by a living process
                 (folder / name).unlink()
 

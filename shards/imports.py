@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from shards.files import KEY_PATTERN, copy_keys
 from shards.markers import MARKER_SUFFIX
+from shards.run_folder import is_built
 from shards.sources import SourceFile, decoded_image, source_files
 from shards.stage import ShardWriter, StageSpec, plan_shard
 from shards.triplets import IMAGE, MASK, RECORD
@@ -87,7 +88,7 @@ def import_shards(
     "authors" and "triplets" become triplets. "pairs" become images, two a pair, for the stages that cut out subjects.
     What cannot be taken is rejected under a reason. Raises ValueError for hostile sources and a folder of a build.
     """
-    if (run / "config.json").exists():
+    if is_built(run):
         raise ValueError(f"{run} holds a dataset that was built there: import into a folder of its own")
     entries = list_entries(sources, layout)
     if not entries:

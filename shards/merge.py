@@ -10,6 +10,7 @@ from pathlib import Path
 from shards.files import json_line, read_tar_records
 from shards.imports import leave_out_shards
 from shards.markers import checked_marker
+from shards.run_folder import is_built
 from shards.stage import StageSpec, plan_shard
 from shards.triplets import IMAGE, MASK, RECORD, triplet_paths
 
@@ -23,7 +24,7 @@ def merge_runs(runs: Sequence[Path], out: Path, report: Callable[[int, int], Non
     is the same triplet, made again by the same recipe: it is rejected. Up-to-date shards stay as they are. Raises
     FileNotFoundError for a run without triplets, ValueError for a torn shard or a folder that a build uses.
     """
-    if (out / "config.json").exists() or out.resolve() in [run.resolve() for run in runs]:
+    if is_built(out) or out.resolve() in [run.resolve() for run in runs]:
         raise ValueError(f"{out} holds a dataset of its own: merge into another folder")
     places = [(number, path) for number, run in enumerate(runs) for path in triplet_paths(run)]
     seen: dict[bytes, str] = {}

@@ -5,6 +5,13 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+CONFIGURATION = "config.json"
+
+
+def is_built(run: Path) -> bool:
+    """Whether a build of captions and all that follows made a run folder's dataset, not an import or a merge."""
+    return (run / "captions").is_dir()
+
 
 def as_url(place: str | Path) -> str | None:
     """The URL that is meant, also where it was taken for a path, which has one slash less; None for a path."""

@@ -15,7 +15,7 @@ from test_demo_kills import REACHED, ROOT, kill_at, start
 from typer.testing import CliRunner
 
 from flows.cli import app
-from flows.verify import recorded_profile
+from flows.profiles import recorded_profile
 
 SETTINGS = "--set benchmark.subjects=30 --set benchmark.images=5 --set evaluation.prompts=null"
 PARTS = ("images", "masks", "embeddings", "masked")

@@ -145,6 +145,12 @@ def test_another_timestep_and_a_damaged_configuration_are_named(unet, cache, tmp
             pass
     with conditioned(unet, adapters, FeatureCache(cache.features, settings={"timestep": 300})):
         pass
+    with pytest.raises(ValueError, match="these adapters read the subject's noun"):
+        adapters.cache_settings()
+    textless = FeatureCache(cache.features, settings={"timestep": 300, "prompt": ""})
+    with pytest.raises(ValueError, match="made without text, the adapters were trained with caches with"):
+        with conditioned(unet, adapters, textless):
+            pass
     adapters.save_pretrained(tmp_path)
     config = (tmp_path / "config.json").read_text()
     (tmp_path / "config.json").write_text(config.replace("spatial_concat", "temporal_sum"))

@@ -13,6 +13,8 @@ from tiny_diffusion import save_tiny_stable_diffusion
 
 from dreamcache import AdapterSet, DreamCachePipeline, SamplingConfig, load_backbone, sample_images
 from dreamcache.cache import FeatureCache, cache_reference
+from dreamcache.hub import hub_folder
+from dreamcache.sampling import ddim_scheduler
 
 
 @pytest.fixture(scope="module")
@@ -61,6 +63,45 @@ def test_subjects_schedulers_and_a_negative_prompt(saved):
     assert without != images
     with pytest.raises(ValueError, match="num_images_per_prompt must be at least 1"):
         pipeline(prompts, caches, num_images_per_prompt=0)
+
+
+def test_adapters_that_read_the_noun_are_given_it(folder):
+    backbone = load_backbone(folder)
+    adapters = moved_adapters(backbone.unet, cache_prompt="a photo of a {subject}")
+    pipeline = DreamCachePipeline(backbone, adapters)
+    with pytest.raises(ValueError, match="these adapters read the subject's noun"):
+        pipeline("a cat on a beach", cutout("red"), num_inference_steps=2)
+    cache = pipeline.cache(cutout("red"), subject="cat")
+    images = pipeline("a cat on a beach", cutout("red"), subject="cat", num_inference_steps=2).images
+    assert images == pipeline("a cat on a beach", cache, num_inference_steps=2).images
+    assert images != pipeline("a cat on a beach", cutout("red"), subject="dog", num_inference_steps=2).images
+
+
+def test_a_scheduler_that_says_little_is_read_as_stable_diffusions(folder, tmp_path):
+    bare = shutil.copytree(folder, tmp_path / "sd")
+    file = bare / "scheduler" / "scheduler_config.json"
+    known = json.loads(file.read_text())
+    kept = ("_class_name", "beta_start", "beta_end", "beta_schedule", "num_train_timesteps", "prediction_type")
+    file.write_text(json.dumps({name: known[name] for name in kept}))
+    config = ddim_scheduler(load_backbone(bare)).config
+    assert (config["clip_sample"], config["steps_offset"]) == (False, 1)
+
+
+def test_a_pinned_model_stays_at_the_commit_that_is_here(tmp_path, monkeypatch):
+    asked = []
+
+    def snapshot_download(location, revision=None, local_files_only=False, allow_patterns=None):
+        if local_files_only:
+            if location == "you/unseen":
+                raise FileNotFoundError(location)
+            return str(tmp_path / "snapshots" / "0123abc")
+        asked.append((location, revision))
+        return str(tmp_path)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot_download)
+    for location, pinned in (("you/sd", True), ("you/sd", False), ("you/unseen", True)):
+        hub_folder(location, ("*",), pinned=pinned)
+    assert asked == [("you/sd", "0123abc"), ("you/sd", None), ("you/unseen", None)]
 
 
 def test_saved_pipelines_load_and_carry_a_model_card(saved, folder):

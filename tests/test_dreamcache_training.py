@@ -236,20 +236,6 @@ def test_bfloat16_backbone_trains_float32_adapters(place, paths, tmp_path):
     assert {parameter.dtype for parameter in adapters.parameters()} == {torch.float32}
 
 
-def test_out_of_memory_names_the_batch_that_fits(backbone, paths, tmp_path, monkeypatch):
-    config = CONFIG.model_copy(update={"batch_size": 12})
-    for fits, advice in ((5, "12 triplets at a time do not fit into memory, 4 fit: set accumulation to 3"), (0, "nor")):
-
-        def short_of_memory(*arguments, fits=fits):
-            if len(arguments[2]["timestep"]) > fits:
-                raise torch.OutOfMemoryError("CUDA out of memory")
-            return training_loss(*arguments)
-
-        monkeypatch.setattr("dreamcache.training.training_loss", short_of_memory)
-        with pytest.raises(ValueError, match=advice):
-            train_adapters(backbone, paths, config, tmp_path / str(fits))
-
-
 def test_sample_grids_show_held_out_subjects_and_disturb_nothing(backbone, paths, undisturbed, tmp_path, monkeypatch):
     monkeypatch.setattr("dreamcache.sample_grid.SAMPLING", SamplingConfig(guidance="joint", steps=2))
     config = CONFIG.model_copy(update={"steps": 2, "samples_every": 1})

@@ -11,7 +11,7 @@ from dreamcache.backbone import load_backbone
 from dreamcache.configs import LossWeights
 from dreamcache.training import train_adapters
 from flows.evaluation import adapter_models, held_out_file, write_held_out_loss
-from flows.evaluation_plans import COMPARED
+from flows.evaluation_plans import COMPARED, TRAINED, held_out_inputs
 from flows.profiles import load_profile
 from flows.report_training import held_out_losses, training
 
@@ -25,6 +25,13 @@ def test_compared_adapters_have_their_losses_weighted_as_the_runs_own(tmp_path: 
     held_out_file(tmp_path).parent.mkdir()
     written = write_held_out_loss(profile, tmp_path, adapter_models(profile, tmp_path, COMPARED))
     assert json.loads(written.read_text()) == pytest.approx(held_out_losses(tmp_path), rel=1e-4)
+    # Other triplets or settings make the loss another one.
+    before = held_out_inputs(profile, tmp_path, COMPARED)
+    for setting in ({"training.held_out": 0.5}, {"training.subject_weight": 1.0}):
+        assert held_out_inputs(load_profile("miniature", {**own, **setting}), tmp_path, COMPARED) != before
+    write_tiny_triplets(tmp_path / "others", triplets_a_shard=3)
+    assert held_out_inputs(profile, tmp_path / "others", COMPARED) != before
+    assert held_out_inputs(profile, tmp_path, TRAINED) == {}
     said = training(profile, tmp_path)
     assert said is not None
     assert said["text"].endswith("min-SNR with gamma 0.3, errors on the subject counting 10 times.")

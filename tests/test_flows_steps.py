@@ -1,13 +1,14 @@
 """Markers of folder steps: done only with all its files as they were, resumed only by the same recipe."""
 
 import logging
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from flows.lock import locked
+from flows.lock import InUse, first_free, locked
 from flows.steps import Step
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -73,6 +74,22 @@ def test_a_run_folder_has_one_writer(tmp_path: Path) -> None:
         pass
     with locked(tmp_path):
         pass
+
+
+def test_readers_share_a_folder_and_keep_writers_out(tmp_path: Path) -> None:
+    with locked(tmp_path, shared=True), locked(tmp_path, shared=True):
+        with pytest.raises(InUse) as caught, locked(tmp_path):
+            pass
+        assert caught.value.holder.startswith(f"process {os.getpid()} on ")
+    with locked(tmp_path), pytest.raises(InUse), locked(tmp_path, shared=True):
+        pass
+
+
+def test_servers_at_once_have_folders_of_their_own(tmp_path: Path) -> None:
+    with first_free(tmp_path / "prefect") as first, first_free(tmp_path / "prefect") as second:
+        assert (first, second) == (tmp_path / "prefect", tmp_path / "prefect-2")
+    with first_free(tmp_path / "prefect") as again:
+        assert again == first
 
 
 def test_a_part_of_a_run_folder_is_waited_for(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

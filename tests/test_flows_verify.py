@@ -16,9 +16,12 @@ from datagen.block import Block
 from datagen.dataset import STAGES, Dataset
 from flows.cli import app
 from flows.describe import describe
-from flows.profiles import Profile, changed_settings, load_profile, record_configuration
-from flows.verify import Verification
+from flows.plans import check_inputs, report_digest, training_step
+from flows.profiles import Profile, changed_settings, load_profile, record_configuration, recorded_profile
+from flows.steps import Step, recipe
+from flows.verify import Verification, verify_run
 from shards.files import sha256_of
+from shards.merge import merge_runs
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -149,9 +152,55 @@ def test_what_is_not_made_yet_and_what_is_too_much(profile: Profile, run: Path) 
     assert Verification(run).lines == ["dataset card: not finished"]
     assert build(profile, run) == []
     smaller = profile.model_copy(update={"dataset": profile.dataset.model_copy(update={"shards": 1})})
-    record_configuration(run, smaller)
+    record_configuration(run, smaller, builds=True)
     (line,) = Verification(run).lines
     assert line == "triplets: 1 shard (00001) to leave out: the dataset is smaller now"
+
+
+def test_what_trains_on_a_dataset_does_not_say_how_it_was_built(profile: Profile, run: Path, tmp_path: Path) -> None:
+    other = load_profile("miniature", {"training.steps": 7})
+    assert other.dataset != profile.dataset
+    record_configuration(run, other)
+    recorded = recorded_profile(run)
+    assert recorded is not None and recorded.dataset == profile.dataset and recorded.training.steps == 7
+    assert Verification(run).lines == []
+    # A merge is no build, whatever is trained there later, and goes on.
+    merged = tmp_path / "merged"
+    merge_runs([run], merged, lambda done, total: None)
+    record_configuration(merged, other)
+    assert Verification(merged).lines == []
+    flip_unseen(merged / "triplets" / "00001.tar")
+    with pytest.raises(ValueError, match="was imported or merged: give that command again"):
+        verify_run(merged, make_again=lambda command, made: pytest.fail(f"{command} is no repair of a merge"))
+    merge_runs([run], merged, lambda done, total: None)
+    assert Verification(merged).lines == []
+
+
+def test_training_waits_for_all_shards_of_a_build(profile: Profile, run: Path) -> None:
+    assert training_step(load_profile("miniature"), run).missing == ()
+    (run / "triplets" / "00001.done.json").unlink()
+    with pytest.raises(FileNotFoundError, match=r"the dataset \(1 of 2 shards\) is not finished: run build-dataset"):
+        check_inputs("train-adapters", load_profile("miniature"), run)
+
+
+def test_what_another_command_makes_is_not_repaired_but_named(run: Path) -> None:
+    step = Step("training", run / "ablations" / "mid" / "training", recipe(1, {}, {}, {}))
+    step.begin()
+    (step.folder / "adapters").write_bytes(b"weights")
+    step.finish([step.folder / "adapters"], {})
+    assert Verification(run).lines == []
+    flip_unseen(step.folder / "adapters")
+    assert Verification(run).lines == ["ablations/mid/training/adapters: altered: its checksum is another"]
+    with pytest.raises(ValueError, match=r"by its own command made again: ablations \(dreamcache ablate\)"):
+        verify_run(run, make_again=lambda command, made: pytest.fail(f"{command} does not make this"))
+    assert step.changes() == ["training: not finished"]
+
+
+def test_a_report_is_known_however_its_run_is_spelt(
+    profile: Profile, run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(run.parent)
+    assert report_digest(profile, Path(run.name)) == report_digest(profile, run)
 
 
 def test_the_command_names_faults_without_torch_or_prefect(run: Path) -> None:

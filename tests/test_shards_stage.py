@@ -1,6 +1,7 @@
 """The stage mechanism: markers, reasons, accounts, and its promises under kill -9, damage and races."""
 
 import errno
+import fcntl
 import json
 import os
 import resource
@@ -9,6 +10,7 @@ import subprocess
 import sys
 import textwrap
 from pathlib import Path
+from typing import IO
 
 import pytest
 from word_shards import WORDS, write_words
@@ -248,6 +250,24 @@ def test_a_full_disk_loses_nothing(tmp_path: Path) -> None:
     assert contents(tmp_path) == before
     assert plan_shard(tmp_path, old, 0, [WORDS.path(tmp_path, 0)]).state() == "done"
     write_upper(tmp_path)
+
+
+def test_leftovers_go_also_where_a_lock_needs_a_file_open_for_writing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """NFS emulates `flock` by byte ranges, whose exclusive lock a descriptor for reading does not get."""
+    local = fcntl.flock
+
+    def flock(file: IO[bytes], operation: int) -> None:
+        if operation & fcntl.LOCK_EX and not file.writable():
+            raise OSError(errno.EBADF, "Bad file descriptor")
+        local(file, operation)
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    left = files.temporary_beside(tmp_path / "00000.tar")
+    left.write_bytes(b"half a shard")
+    files.remove_leftovers(tmp_path / "00000.tar")
+    assert not left.exists()
 
 
 def test_a_marker_is_created_once(tmp_path: Path) -> None:

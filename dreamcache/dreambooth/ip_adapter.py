@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 
 from dreamcache.configs import SamplingConfig
+from dreamcache.sampling import ddim_scheduler
 
 if TYPE_CHECKING:
     from dreamcache.backbone import Backbone
@@ -24,12 +25,12 @@ def ip_adapted(backbone: "Backbone", location: str | Path, scale: float) -> Iter
     `location` is a local folder or a Hub name with models/ip-adapter_sd15.safetensors and models/image_encoder/.
     ValueError where they are not there or do not fit the backbone.
     """
-    from diffusers import DDIMScheduler, StableDiffusionPipeline
+    from diffusers import StableDiffusionPipeline
 
     before = dict(backbone.unet.attn_processors)
     pipeline = StableDiffusionPipeline(
         vae=backbone.vae, text_encoder=backbone.text_encoder, tokenizer=backbone.tokenizer, unet=backbone.unet,
-        scheduler=DDIMScheduler.from_config(backbone.scheduler.config), safety_checker=None, feature_extractor=None,
+        scheduler=ddim_scheduler(backbone), safety_checker=None, feature_extractor=None,
         requires_safety_checker=False,
     )  # fmt: skip
     pipeline.set_progress_bar_config(disable=True)

@@ -1,9 +1,10 @@
 """Where the scoring models lie, and which weights they are; decided without loading any of them."""
 
 import hashlib
-import os
 import re
 from pathlib import Path
+
+from dreamcache.hub import hub_folder, is_hub_name
 
 # One form of the weights is enough: repositories hold the same ones in several.
 _WANTED = ("*.json", "*.txt", "model*.safetensors", "pytorch_model*.bin")
@@ -19,22 +20,11 @@ def local_model(location: str | Path) -> Path:
     if (folder / "config.json").is_file():
         return folder
     name = str(location)
-    if folder.exists() or not re.fullmatch(r"[\w.-]+/[\w.-]+", name) or name.startswith("."):
+    if folder.exists() or not is_hub_name(name):
         raise FileNotFoundError(
             f"{location}: no model there; give a folder with config.json and weights, or a name on the Hub"
         )
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
-
-    try:
-        snapshot = Path(snapshot_download(name, allow_patterns=list(_WANTED)))
-    except (OSError, HfHubHTTPError, HFValidationError) as error:
-        offline = " (HF_HUB_OFFLINE is set)" if os.environ.get("HF_HUB_OFFLINE", "0") not in ("", "0") else ""
-        raise FileNotFoundError(
-            f"{name} is not on this machine and could not be fetched{offline}: see https://huggingface.co/{name}, set "
-            f"HF_TOKEN if it asks for one, or download it elsewhere and give the local folder ({type(error).__name__})"
-        ) from error
-    return snapshot
+    return hub_folder(name, _WANTED)
 
 
 def model_identity(location: str | Path) -> str:

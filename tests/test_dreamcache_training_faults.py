@@ -1,0 +1,61 @@
+"""What goes wrong in the middle of a training: it is named with what to do, and what was saved stays whole."""
+
+import pytest
+import torch
+from tiny_diffusion import save_tiny_stable_diffusion
+from tiny_triplets import write_tiny_triplets
+
+from dreamcache import training
+from dreamcache.adapters import AdapterSet
+from dreamcache.backbone import load_backbone
+from dreamcache.checkpoints import load_state
+from dreamcache.configs import TrainingConfig
+from dreamcache.objective import training_loss
+from dreamcache.training import train_adapters
+
+CONFIG = TrainingConfig(steps=4, batch_size=4, learning_rate=1e-3, held_out=0.3, checkpoint_every=2)
+
+
+@pytest.fixture(scope="module")
+def backbone(tmp_path_factory):
+    return load_backbone(save_tiny_stable_diffusion(tmp_path_factory.mktemp("sd")))
+
+
+@pytest.fixture(scope="module")
+def paths(tmp_path_factory):
+    return write_tiny_triplets(tmp_path_factory.mktemp("run"))
+
+
+@pytest.mark.parametrize("clipped", [1.0, None])
+def test_gradients_that_overflow_at_a_checkpoint_are_not_kept(backbone, paths, tmp_path, monkeypatch, clipped):
+    config = CONFIG.model_copy(update={"max_grad_norm": clipped})
+    backward, passes = training._Training._backward, []
+
+    def overflowing(self, batch):
+        passes.append(loss := backward(self, batch))
+        if len(passes) == 4 * config.accumulation:
+            next(self.adapters.parameters()).grad.fill_(float("inf"))
+        return loss
+
+    monkeypatch.setattr(training._Training, "_backward", overflowing)
+    with pytest.raises(
+        ValueError, match="the gradients' norm is inf at step 4: lower learning_rate, which begins anew"
+    ):
+        train_adapters(backbone, paths, config, tmp_path)
+    kept = AdapterSet.from_pretrained(tmp_path / "adapters")
+    assert all(tensor.isfinite().all() for tensor in kept.tensors().values())
+    assert load_state(tmp_path / "state" / "training.pt")["step"] == 2
+
+
+def test_out_of_memory_names_the_batch_that_fits(backbone, paths, tmp_path, monkeypatch):
+    config = CONFIG.model_copy(update={"batch_size": 12})
+    for fits, advice in ((5, "12 triplets at a time do not fit into memory, 4 fit: set accumulation to 3"), (0, "nor")):
+
+        def short_of_memory(*arguments, fits=fits):
+            if len(arguments[2]["timestep"]) > fits:
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            return training_loss(*arguments)
+
+        monkeypatch.setattr("dreamcache.training.training_loss", short_of_memory)
+        with pytest.raises(ValueError, match=advice):
+            train_adapters(backbone, paths, config, tmp_path / str(fits))
