@@ -18,6 +18,7 @@ DreamCache adapters for the miniature's Stable Diffusion, trained by the project
 built. The demo's report shows them beside those that it has just trained.
 
 - Dataset: {triplets} triplets; `dreamcache build-dataset` with {dataset}.
+- Conditioned layers: {layers}.
 - Training: {steps} steps of {batch_size} triplets; `dreamcache train-adapters` with {training}.
 - Loss, weighted as in training, on held-out triplets, at most {held_out}, at fixed noise and timesteps:
   right reference {right:.5f}, wrong reference {wrong:.5f}, no reference {none:.5f}.
@@ -46,6 +47,7 @@ def publish(run: Path, checkpoints: Path) -> Path:
         "dataset": f"{dataset['shards']} shards of {dataset['captions_per_shard']} captions, "
         f"images of each: {dataset['images_per_caption']}, "
         f"in {dataset['images']['steps']} steps and {dataset['images']['dtype']}",
+        "layers": ", ".join(training["adapters"]["layers"]),
         "training": ", ".join(f"{name} {training[name]}" for name in SETTINGS),
     }
     losses = {name: float(last[f"validation_{name}"]) for name in ("right", "wrong", "none")}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,7 +19,8 @@ def send(run: Path, *names: str) -> None:
     """Put plain files of a run's mirror, or all in its finished folders, into the store; for a local run do nothing.
 
     What vouches for a folder, `done.json`, goes first and comes last. Shards, their markers and what lies in folders
-    beside them are no plain files.
+    beside them are no plain files. Where the store has a folder of plain files alone by another recipe, that is set
+    aside there first, as FOLDER.DIGEST.
     """
     if (store := store_of(run)) is None:
         return
@@ -28,10 +30,30 @@ def send(run: Path, *names: str) -> None:
             continue
         if is_sent(run, name):
             continue
+        if not _is_beside_shards(store, run / name):
+            _set_aside(store, run / name)
         store.objects.remove(store.key(run / name / DONE))
         found = [path for path in _plain_files(store, run / name) if not store.is_same(path)]
         for path in sorted(found, key=lambda path: path == run / name / DONE):
             _send_file(store, path)
+
+
+def _set_aside(store: Store, folder: Path) -> None:
+    """Copy a folder that the store has finished by another recipe to a name of its own there; nothing of it stays."""
+    marker = store.key(folder / DONE)
+    key = marker.removesuffix(DONE)
+    there = sorted(name for name in store.objects.listing(key) if name.startswith(key) and TEMPORARY not in name)
+    done = store.objects.read(marker)
+    if done is not None and json.loads(done)["recipe"] != json.loads((folder / DONE).read_bytes())["recipe"]:
+        aside = f"{key.rstrip('/')}.{hashlib.sha256(done).hexdigest()[:8]}/"
+        # What vouches for it is copied last and goes first, so that a kill leaves one of the two whole.
+        for name in sorted(there, key=lambda name: name == marker):
+            store.objects.copy(name, aside + name.removeprefix(key))
+        store.objects.remove(marker)
+    for name in there:
+        if not (store.mirror / name).is_file():
+            store.objects.remove(name)
+            store.listed.pop(name, None)
 
 
 def _send_file(store: Store, path: Path) -> None:
@@ -41,11 +63,13 @@ def _send_file(store: Store, path: Path) -> None:
 
 
 def _plain_files(store: Store, folder: Path) -> Iterator[Path]:
-    names = [name for name in store.listed if KEY.fullmatch(name)]
-    beside_shards = any(name.startswith(f"{store.key(folder)}/") for name in names)
-    for path in sorted(folder.glob("*") if beside_shards else folder.rglob("*")):
+    for path in sorted(folder.glob("*") if _is_beside_shards(store, folder) else folder.rglob("*")):
         if path.is_file() and not KEY.fullmatch(store.key(path)) and TEMPORARY not in path.name:
             yield path
+
+
+def _is_beside_shards(store: Store, folder: Path) -> bool:
+    return any(KEY.fullmatch(name) and name.startswith(f"{store.key(folder)}/") for name in store.listed)
 
 
 def is_sent(run: Path, name: str) -> bool:

@@ -149,6 +149,18 @@ def test_training_reads_the_triplets_and_leaves_its_adapters_there(
     assert dreamcache(capsys, "train-adapters", "--run", str(machine / "pulled"), *as_arguments(settings))[1] == (
         f"All is up to date in {machine / 'pulled'}.\n"
     )
+    # Other settings, and on a machine that has not the earlier adapters: those are set aside in the store.
+    before = {key: content for key, content in server.objects("runs/first").items() if key.startswith("training/")}
+    server.put("runs/first/training/samples/00000002.png", b"a picture of then")
+    store._stores.clear()
+    shutil.rmtree(machine)
+    assert dreamcache(capsys, *words, "--set", "training.learning_rate=0.01")[0] == 0
+    after = server.objects("runs/first")
+    (aside,) = {key.split("/")[0] for key in after if key.startswith("training.")}
+    assert {key: after[key.replace("training/", f"{aside}/")] for key in before} == before
+    assert after[f"{aside}/samples/00000002.png"] == b"a picture of then"
+    assert "training/samples/00000002.png" not in after
+    assert all(after[key] != before[key] for key in before if key.endswith("adapters.safetensors"))
 
 
 def test_two_machines_at_once_make_the_same_bytes(
