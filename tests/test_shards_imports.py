@@ -133,7 +133,7 @@ def test_an_import_resumes_and_follows_its_source(tmp_path: Path) -> None:
         path.unlink()
     take(source, run, size=2)
     assert [one.key for one in read_triplets(triplet_paths(run))] == ["cup-0", "cup-1", "cup-2"]
-    (run / "config.json").write_text("{}")
+    (run / "captions").mkdir()
     with pytest.raises(ValueError, match="import into a folder of its own"):
         take(source, run)
 
