@@ -90,8 +90,7 @@ class DreamCachePipeline:
         """Sample images of one or more prompts; `.images` of what is returned are PIL images, prompt by prompt.
 
         `reference` is what `cache` takes, with `subject`, or returns, or a cache of one subject a prompt (see
-        `FeatureCache.stack`).
-        Image i is seeded by seed + i; the rest is as in SamplingConfig and `sample_images`.
+        `FeatureCache.stack`). Image i is seeded by seed + i; the rest is as in SamplingConfig and `sample_images`.
         """
         from diffusers import ImagePipelineOutput
 

@@ -23,7 +23,6 @@ from dreamcache.configs import SamplingConfig, TrainingConfig
 from dreamcache.dreambooth.config import EvaluationConfig, SweepConfig
 from flows.settings import nearest_of, with_settings
 from shards.files import replace_file
-from shards.run_folder import CONFIGURATION
 
 
 class DrawnBenchmark(BaseModel):
@@ -234,7 +233,7 @@ def recorded_profile(run: Path) -> Profile | None:
 
     Raises ValueError if it cannot be read.
     """
-    path = run / CONFIGURATION
+    path = run / "config.json"
     if not path.is_file():
         return None
     try:
@@ -258,6 +257,6 @@ def record_configuration(run: Path, profile: Profile, builds: bool = False) -> N
     """
     kept = profile if builds else with_dataset_of(run, profile)
     content = json.dumps(kept.model_dump(mode="json"), indent=1).encode() + b"\n"
-    path = run / CONFIGURATION
+    path = run / "config.json"
     if not path.is_file() or path.read_bytes() != content:
         replace_file(path, content)

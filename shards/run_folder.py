@@ -5,8 +5,6 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-CONFIGURATION = "config.json"
-
 
 def is_built(run: Path) -> bool:
     """Whether a build of captions and all that follows made a run folder's dataset, not an import or a merge."""
