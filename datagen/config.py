@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any, ClassVar, Literal, TypeVar
+from typing import Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 Dtype = Literal["float32", "float16", "bfloat16"]
-Record = TypeVar("Record")
-Result = TypeVar("Result")
 
 
 class Execution(BaseModel):
@@ -59,28 +56,6 @@ def torch_device(execution: Execution) -> Any:
     if execution.device != "auto":
         return torch.device(execution.device)
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-
-def in_batches(
-    records: Sequence[Record], execution: dict[str, Any], work: Callable[[Sequence[Record]], Result]
-) -> Iterator[tuple[Sequence[Record], Result]]:
-    """Yield (batch, `work(batch)`) over all records, `execution["batch_size"]` at a time.
-
-    Where the GPU's memory runs out, that size is halved and the batch tried again: it is found, and stands recorded.
-    """
-    start = 0
-    while start < len(records):
-        batch = records[start : start + execution["batch_size"]]
-        try:
-            result = work(batch)
-        except RuntimeError as error:
-            # torch's OutOfMemoryError, known by its name: a stage that has met none has perhaps not imported torch.
-            if type(error).__name__ != "OutOfMemoryError" or len(batch) == 1:
-                raise
-            execution["batch_size"] = (len(batch) + 1) // 2
-            continue
-        yield batch, result
-        start += len(batch)
 
 
 def autocast(device: Any, dtype: Dtype) -> Any:

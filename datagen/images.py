@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from pydantic import Field
 
-from datagen.config import Dtype, Execution, StageConfig, derived_seed, in_batches, torch_device
+from datagen.config import Dtype, Execution, StageConfig, derived_seed, torch_device
 from datagen.identity import loading
 from shards.files import copy_keys, read_json_lines
 from shards.markers import Marker
+from shards.memory import in_batches
 from shards.stage import ShardPlan
 
 if TYPE_CHECKING:

@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, Self
 
 from pydantic import Field, model_validator
 
-from datagen.config import Dtype, Execution, StageConfig, in_batches
+from datagen.config import Dtype, Execution, StageConfig
 from shards.files import read_tar_records
 from shards.markers import Marker
+from shards.memory import in_batches
 from shards.stage import ShardPlan
 from shards.triplets import IMAGE, MASK, RECORD
 

@@ -1,5 +1,6 @@
 """Training data: row n of an endless sequence, a pure function of the seed and n (paper Section 3.3)."""
 
+import functools
 import hashlib
 import json
 from collections.abc import Callable, Sequence
@@ -21,6 +22,7 @@ from dreamcache.reference import augment_reference, reference_image, to_tensor
 from dreamcache.validation import is_trained_on, key_hash, target_mask, target_tensor
 from shards.files import locked_folder
 from shards.markers import checked_marker
+from shards.memory import in_batches
 from shards.order import TrainingOrder
 from shards.triplets import TripletShards
 
@@ -124,7 +126,7 @@ def store_latents(
     made of other triplets, with another backbone or other settings are never read. Several processes share out the
     shards. Returns the files, one a shard. ValueError if nothing can be written beside the shards.
     """
-    files, encoded = [], 0
+    files, encoded, execution = [], 0, {"batch_size": batch_size}
     for shard, path in enumerate(shards.paths):
         recipe = {
             "version": STORED_VERSION,
@@ -146,14 +148,12 @@ def store_latents(
             except OSError as error:
                 raise ValueError(f"{file.parent} cannot be made ({error}): set store_latents to false") from error
             parts: dict[str, list[Tensor]] = {}
-            for start in range(0, shards.counts[shard], batch_size):
-                triplets = [
-                    shards.read(shard, index) for index in range(start, min(start + batch_size, shards.counts[shard]))
-                ]
-                for name, tensor in _encode(backbone, triplets, config).items():
+            encode = functools.partial(_encode, backbone, shards, config, shard)
+            for batch, tensors in in_batches(range(shards.counts[shard]), execution, encode):
+                for name, tensor in tensors.items():
                     parts.setdefault(name, []).append(tensor.cpu())
                 if report is not None:
-                    report({"encoded": encoded + start + len(triplets), "triplets": len(shards)})
+                    report({"encoded": encoded + batch[-1] + 1, "triplets": len(shards)})
             # One writer at a time, so that trainings that begin together take no file of another's for a leftover.
             with locked_folder(file.parent), written_at_once(file) as temporary:
                 save_file({name: torch.cat(tensors).contiguous() for name, tensors in parts.items()}, temporary)
@@ -162,8 +162,10 @@ def store_latents(
     return files
 
 
-def _encode(backbone: "Backbone", triplets: Sequence["Triplet"], config: TrainingConfig) -> dict[str, Tensor]:
-    size = backbone.image_size
+def _encode(
+    backbone: "Backbone", shards: TripletShards, config: TrainingConfig, shard: int, indices: Sequence[int]
+) -> dict[str, Tensor]:
+    size, triplets = backbone.image_size, [shards.read(shard, index) for index in indices]
     images = torch.stack([target_tensor(triplet.image, size) for triplet in triplets])
     encoded = {
         "latents": backbone.encode_images(images),

@@ -17,6 +17,7 @@ from dreamcache.configs import LossWeights
 from dreamcache.objective import weighted_losses
 from dreamcache.reference import reference_image, to_tensor
 from shards.files import copied_key
+from shards.memory import in_batches
 
 if TYPE_CHECKING:
     from dreamcache.backbone import Backbone
@@ -90,17 +91,20 @@ def prepare_validation(
     if len(triplets) < 2:
         raise ValueError(f"validation needs at least 2 held-out triplets, not {len(triplets)}: raise held_out")
     size = backbone.image_size
-    latents, texts, caches, noise, timesteps = [], [], [], [], []
-    for start in range(0, len(triplets), batch_size):
-        batch = triplets[start : start + batch_size]
-        latents.append(backbone.encode_images(torch.stack([target_tensor(triplet.image, size) for triplet in batch])))
-        texts.append(backbone.encode_prompts([triplet.caption for triplet in batch]))
+
+    def encode(batch: Sequence["Triplet"]) -> tuple[Tensor, Tensor, FeatureCache]:
+        images = torch.stack([target_tensor(triplet.image, size) for triplet in batch])
         cutouts = [to_tensor(reference_image(triplet.image, triplet.mask, size)) for triplet in batch]
-        # On the CPU, since the references of a few dozen triplets may fill a good part of a GPU.
         settings: dict[str, Any] = {}
         if adapters is not None:
             settings = adapters.cache_settings([str(triplet.record.get("subject", "")) for triplet in batch])
-        caches.append(cache_reference(backbone, torch.stack(cutouts), **settings).to("cpu"))
+        # On the CPU, since the references of a few dozen triplets may fill a good part of a GPU.
+        cache = cache_reference(backbone, torch.stack(cutouts), **settings).to("cpu")
+        return backbone.encode_images(images), backbone.encode_prompts([triplet.caption for triplet in batch]), cache
+
+    encoded = [found for _, found in in_batches(triplets, {"batch_size": batch_size}, encode)]
+    latents, texts, caches = zip(*encoded, strict=True)
+    noise, timesteps = [], []
     for triplet in triplets:
         generator = np.random.default_rng(key_hash(triplet.key))
         drawn = generator.standard_normal((TIMESTEPS_A_TRIPLET, *backbone.latent_shape), dtype=np.float32)
@@ -161,9 +165,10 @@ def _losses(
     batch_size: int,
 ) -> Tensor:
     """Each triplet's loss, (n,), when it sees the given one's reference; a mean over its timesteps."""
-    device, losses = backbone.device, []
-    for start in range(0, len(inputs.latents), batch_size):
-        rows = slice(start, start + batch_size)
+    device = backbone.device
+
+    def measure(batch: Sequence[int]) -> Tensor:
+        rows = slice(batch[0], batch[-1] + 1)
         latents, text, mask = inputs.latents[rows], inputs.text[rows], inputs.mask[rows].to(device)
         cache = None if references is None else inputs.cache.select(references[rows].tolist()).to(device)
         by_timestep = []
@@ -174,8 +179,10 @@ def _losses(
                 prediction = backbone.unet(noisy, timesteps, encoder_hidden_states=text).sample
                 error = prediction.float() - backbone.training_target(latents, noise, timesteps)
                 by_timestep.append(weighted_losses(backbone, error, timesteps, mask, inputs.weights))
-        losses.append(torch.stack(by_timestep).mean(dim=0).cpu())
-    return torch.cat(losses)
+        return torch.stack(by_timestep).mean(dim=0).cpu()
+
+    own = range(len(inputs.latents))
+    return torch.cat([losses for _, losses in in_batches(own, {"batch_size": batch_size}, measure)])
 
 
 def target_tensor(image: Image.Image, size: int) -> Tensor:

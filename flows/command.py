@@ -14,7 +14,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from flows.messages import TOLD, quiet_libraries
-from flows.profiles import Profile, load_profile
+from flows.profiles import Profile, check_profile, load_profile
 from flows.settings import parse_settings
 from shards.run_folder import local_folder, run_folder
 from shards.store import place_of, url_of
@@ -35,16 +35,25 @@ SUBMITTED_BY = {"build-dataset": "workers.deployment", "evaluate-adapters": "wor
 
 
 def configuration(
-    profile: str, run: Path | None, settings: list[str] | None, stores: bool = False, writing: bool = True
+    profile: str,
+    run: Path | None,
+    settings: list[str] | None,
+    stores: bool = False,
+    writing: bool = True,
+    of_run: bool = True,
 ) -> tuple[Profile, Path, dict[str, Any]]:
     """The profile with its settings changed, and the run folder; wrong names end the program with code 2.
 
-    With `stores` the run may be on an object store, whose mirror is returned then.
+    With `stores` the run may be on an object store, whose mirror is returned then. Where the profile has to be that
+    `of_run`, another one is a wrong name too.
     """
     try:
         changed = parse_settings(settings or [])
         place, chosen = run or Path("runs") / profile, load_profile(profile, changed)
-        return chosen, run_folder(place, writing) if stores else local_folder(place), changed
+        folder = run_folder(place, writing) if stores else local_folder(place)
+        if of_run:
+            check_profile(folder, chosen)
+        return chosen, folder, changed
     except ValueError as error:
         fail(error, 2)
     except RuntimeError as error:  # a store that does not answer

@@ -37,7 +37,7 @@ def import_dataset(
     from flows.lock import locked
     from shards.imports import import_shards
 
-    chosen, _, _ = configuration(profile, run, settings)
+    chosen, _, _ = configuration(profile, run, settings, of_run=False)
     config = chosen.dataset
     with locked(run):
         paths = import_shards(sources, layout, run, config.captions_per_shard, Progress("imported", "records"))

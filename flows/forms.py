@@ -1,8 +1,9 @@
-"""The form of a flow's settings in Prefect's UI: every dotted setting with its type, meaning and defaults."""
+"""Every dotted setting with its meaning: as the form of a flow in Prefect's UI, and as `dreamcache settings`."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from typing import Annotated, Any
 
 from flows.profiles import PROFILES, Profile, miniature_checkpoints
@@ -16,28 +17,50 @@ class _Form:
     """
 
     def __get_pydantic_json_schema__(self, core_schema: Any, handler: Any) -> dict[str, Any]:
-        return {"type": "object", "properties": _settings(), "additionalProperties": True}
+        return {"type": "object", "properties": _form(), "additionalProperties": True}
 
 
-def _settings() -> dict[str, Any]:
+def described_settings(profile: Profile) -> dict[str, tuple[Any, str]]:
+    """Dotted name -> a profile's value, as plain JSON values, and what the setting means, "" where its name says it."""
+    values = profile.model_dump(mode="json")
+    fields = _fields(Profile.model_json_schema())
+    return {_dotted(path): (_value(values, path), field.get("description", "")) for path, field in fields}
+
+
+def _form() -> dict[str, Any]:
     whole = Profile.model_json_schema()
     shipped = {name: make().model_dump(mode="json") for name, make in PROFILES.items()}
     found: dict[str, Any] = {}
-
-    def collect(model: dict[str, Any], path: tuple[str, ...]) -> None:
-        for name, field in model["properties"].items():
-            here = (*path, name)
-            if "$ref" in field:
-                collect(_definition(whole, field), here)
-            elif here != ("name",):
-                dotted = ".".join(here).removeprefix("dataset.")
-                text = "; ".join(filter(None, (field.get("description"), _defaults(shipped, here))))
-                rest = {key: value for key, value in field.items() if key != "default"}
-                choices = [_definition(whole, one) if "$ref" in one else one for one in field.get("anyOf", ())]
-                found[dotted] = rest | {"title": dotted, "description": text} | ({"anyOf": choices} if choices else {})
-
-    collect(whole, ())
+    for path, field in _fields(whole):
+        text = "; ".join(filter(None, (field.get("description"), _defaults(shipped, path))))
+        rest = {key: value for key, value in field.items() if key != "default"}
+        choices = [_definition(whole, one) if "$ref" in one else one for one in field.get("anyOf", ())]
+        dotted = _dotted(path)
+        found[dotted] = rest | {"title": dotted, "description": text} | ({"anyOf": choices} if choices else {})
     return found
+
+
+def _fields(whole: dict[str, Any]) -> Iterator[tuple[tuple[str, ...], dict[str, Any]]]:
+    """The path and the schema of each setting of a profile, innermost ones only."""
+
+    def collect(model: dict[str, Any], path: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], dict[str, Any]]]:
+        for name, field in model["properties"].items():
+            if "$ref" in field:
+                yield from collect(_definition(whole, field), (*path, name))
+            elif (here := (*path, name)) != ("name",):
+                yield here, field
+
+    yield from collect(whole, ())
+
+
+def _dotted(path: tuple[str, ...]) -> str:
+    return ".".join(path).removeprefix("dataset.")
+
+
+def _value(values: dict[str, Any], path: tuple[str, ...]) -> Any:
+    for name in path:
+        values = values[name]
+    return values
 
 
 def _definition(whole: dict[str, Any], field: dict[str, Any]) -> dict[str, Any]:
@@ -47,9 +70,8 @@ def _definition(whole: dict[str, Any], field: dict[str, Any]) -> dict[str, Any]:
 def _defaults(shipped: dict[str, Any], path: tuple[str, ...]) -> str:
     """`default 3.5`, or where the profiles differ `miniature 20, full 25`."""
     texts = {}
-    for profile, value in shipped.items():
-        for name in path:
-            value = value[name]
+    for profile, values in shipped.items():
+        value = _value(values, path)
         text = json.dumps(value).replace(f"{miniature_checkpoints().parent}/", "")  # whichever machine deploys
         short = f"{len(value)} entries" if isinstance(value, list) else f"{text[:57]}..."
         texts[profile] = text if len(text) <= 60 else short

@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Any
 
 from PIL import Image, ImageOps, PngImagePlugin
 
-from datagen.config import in_batches
 from datagen.identity import model_identity
 from flows.evaluation_plans import adapters_folder
 from flows.pictures import contact_sheet, data_uri, from_data_uri, written
 from flows.profiles import Profile
 from flows.progress import Progress
+from shards.memory import in_batches
 
 if TYPE_CHECKING:
     from dreamcache.cache import FeatureCache

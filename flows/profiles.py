@@ -23,6 +23,7 @@ from dreamcache.configs import SamplingConfig, TrainingConfig
 from dreamcache.dreambooth.config import EvaluationConfig, SweepConfig
 from flows.settings import nearest_of, with_settings
 from shards.files import replace_file
+from shards.store import place_of
 
 
 class DrawnBenchmark(BaseModel):
@@ -250,11 +251,22 @@ def with_dataset_of(run: Path, profile: Profile) -> Profile:
     return profile
 
 
+def check_profile(run: Path, profile: Profile) -> None:
+    """Raise ValueError where a run folder records another profile, by which all that is there would be made anew."""
+    name = profile.name
+    with contextlib.suppress(ValueError):  # what cannot be read is written anew
+        if (recorded := recorded_profile(run)) is not None:
+            name = recorded.name
+    if name != profile.name:
+        raise ValueError(f"{place_of(run)} is a run of the profile {name}: give --profile {name}, or another --run")
+
+
 def record_configuration(run: Path, profile: Profile, builds: bool = False) -> None:
     """Keep the complete configuration of the latest start in the run folder, `config.json`.
 
-    What the dataset there was built by stays, but where this start `builds` it.
+    What the dataset there was built by stays, but where this start `builds` it. ValueError as `check_profile`.
     """
+    check_profile(run, profile)
     kept = profile if builds else with_dataset_of(run, profile)
     content = json.dumps(kept.model_dump(mode="json"), indent=1).encode() + b"\n"
     path = run / "config.json"

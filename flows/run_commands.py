@@ -1,4 +1,4 @@
-"""The commands of `dreamcache` on the benchmark, scores and ablations, and the one that shows Prefect's UI."""
+"""The commands of `dreamcache` on settings, benchmark, scores and ablations, and the one that shows Prefect's UI."""
 
 from __future__ import annotations
 
@@ -50,8 +50,9 @@ def evaluate(
     """
     if sum((images is not None, calibrate, rows is not None)) != 1:
         fail("evaluate needs one of --images FOLDER, --calibrate and --rows FOLDER", 2)
-    given = settings or []
-    chosen, folder, changed = configuration(profile, run, given + ([f"benchmark={dataset}"] if dataset else []))
+    given = list(settings or [])
+    given += [f"benchmark={dataset}"] if dataset else []
+    chosen, folder, changed = configuration(profile, run, given, of_run=False)
     from flows.score_tables import calibration, calibration_table, recomputed, summary_table
 
     if rows is None:
@@ -209,7 +210,43 @@ def fetch_dreambooth(
     )
 
 
+def settings(
+    words: Annotated[list[str] | None, typer.Argument(help="only those whose name or meaning has all of them")] = None,
+    run: Annotated[Path | None, typer.Option("--run", "-r", help="as the latest start of this run had them")] = None,
+    profile: ProfileOption = "miniature",
+    changes: SetOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """List the settings that --set takes, with their values and what they mean.
+
+    Example: dreamcache settings images batch --profile full
+    """
+    from flows.forms import described_settings
+    from flows.profiles import recorded_profile
+
+    chosen, _, _ = configuration(profile, None, changes)
+    if run is not None:
+        if (recorded := recorded_profile(run)) is None:
+            fail(f"{run} records no settings: it has no config.json", 2)
+        chosen = recorded
+    found = {
+        name: {"value": value, "meaning": meaning}
+        for name, (value, meaning) in described_settings(chosen).items()
+        if all(word.lower() in f"{name} {meaning}".lower() for word in words or ())
+    }
+    if as_json:
+        print_json(found)
+        return
+    if not found:
+        fail(f"no setting has {' and '.join(words or ())} in its name or meaning", 2)
+    for name, one in found.items():
+        print(f"{name}={json.dumps(one['value'], ensure_ascii=False)}")
+        if one["meaning"]:
+            print(f"    {one['meaning']}")
+
+
 RUN_COMMANDS: tuple[tuple[str, Callable[..., None]], ...] = (
+    ("settings", settings),
     ("evaluate", evaluate),
     ("compare", compare),
     ("gallery", gallery),

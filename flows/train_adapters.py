@@ -23,7 +23,7 @@ from flows.profiles import Profile, load_profile, record_configuration
 from shards.run_folder import run_folder
 from shards.store import place_of
 from shards.transfer import send
-from shards.triplets import triplet_paths
+from shards.triplets import TripletShards, triplet_paths
 
 log = logging.getLogger(__name__)
 
@@ -66,6 +66,7 @@ def train(profile: Profile, run: Path) -> State[Any] | None:
     started = time.monotonic()
     device = "cuda" if torch.cuda.is_available() else "cpu"
     backbone = load_backbone(profile.backbone, device=device, dtype=getattr(torch, profile.training.dtype))
+    _tell_of_enlarged(run, backbone.image_size)
     rows: list[dict[str, Any]] = []
     encoding: Progress | None = None
     with Progress("training", profile.training.steps, "steps") as progress, ExitStack() as until_trained:
@@ -96,6 +97,15 @@ def train(profile: Profile, run: Path) -> State[Any] | None:
         table_artifact("held-out-loss", text, [_validation(row) for row in rows])
         log.info("training: done; held-out loss %s", _held_out(rows[-1]))
     return None
+
+
+def _tell_of_enlarged(run: Path, side: int) -> None:
+    """Warn where the targets are smaller than what the backbone was trained on, and will be enlarged for it."""
+    shards = TripletShards(triplet_paths(run))
+    first = next((shard for shard, count in enumerate(shards.counts) if count), None)
+    if first is not None and (stored := min(shards.read(first, 0).image.size)) < side:
+        advice = f"build a dataset with images.stored_size={side}, or take a backbone of {stored} px"
+        log.warning("training: the targets' %d px are enlarged to the backbone's %d px: %s", stored, side, advice)
 
 
 def _show(profile: Profile, run: Path) -> None:

@@ -1,13 +1,17 @@
-"""The memory that this process has held at most, for markers: what a machine needs that does the same work."""
+"""Memory: what this process has held at most, for markers, and batches as large as a GPU's memory holds."""
 
 from __future__ import annotations
 
 import contextlib
 import re
 import sys
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any, TypeVar
 
 PROCESS = Path("/proc/self")
+Record = TypeVar("Record")
+Result = TypeVar("Result")
 
 
 def forget_peaks() -> None:
@@ -34,3 +38,25 @@ def peaks() -> dict[str, int]:
     if (torch := sys.modules.get("torch")) is not None and torch.cuda.is_initialized():
         found["device_memory"] = torch.cuda.max_memory_reserved()
     return found
+
+
+def in_batches(
+    records: Sequence[Record], execution: dict[str, Any], work: Callable[[Sequence[Record]], Result]
+) -> Iterator[tuple[Sequence[Record], Result]]:
+    """Yield (batch, `work(batch)`) over all records, `execution["batch_size"]` at a time.
+
+    Where the GPU's memory runs out, that size is halved and the batch tried again: it is found, and stands recorded.
+    """
+    start = 0
+    while start < len(records):
+        batch = records[start : start + execution["batch_size"]]
+        try:
+            result = work(batch)
+        except RuntimeError as error:
+            # torch's OutOfMemoryError, known by its name: who has met none has perhaps not imported torch.
+            if type(error).__name__ != "OutOfMemoryError" or len(batch) == 1:
+                raise
+            execution["batch_size"] = (len(batch) + 1) // 2
+            continue
+        yield batch, result
+        start += len(batch)

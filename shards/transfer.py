@@ -13,6 +13,7 @@ from shards.markers import MARKER_SUFFIX, marker_path, parsed_marker, rejects_pa
 from shards.store import KEY, Store, put_in_place, state_of, store_of
 
 DONE = "done.json"
+ORIGIN = ".pulled-from"  # in a folder that holds a copy of a run on an object store: its URL
 
 
 def send(run: Path, *names: str) -> None:
@@ -119,13 +120,14 @@ def copy_here(run: Path, report: Callable[[int, int], None]) -> None:
 def pull(run: Path, folder: Path, report: Callable[[int, int], None]) -> None:
     """Copy a run from its store into a local run folder, each shard before its marker; what is whole there stays.
 
-    Raises ValueError for a damaged object, and for a folder that holds something else than a run.
+    Raises ValueError for a damaged object, and for a folder that holds anything that was not pulled from there.
     """
     store = store_of(run)
     assert store is not None
     there = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
-    if there - {".lock"} and "config.json" not in there:
-        raise ValueError(f"{folder} holds something else than a run: choose another folder")
+    if there - {".lock"} and _bytes_of(folder / ORIGIN).decode() != store.url:
+        raise ValueError(f"{folder} holds something that was not pulled from {store.url}: choose another folder")
+    put_in_place(folder / ORIGIN, store.url.encode())
     matches = {key: KEY.fullmatch(key) for key in store.listed}
     data = [match for match in matches.values() if match and match["kind"] in ("tar", "jsonl")]
     shards = {match["shard"]: match["file"] for match in data}

@@ -12,7 +12,6 @@ from PIL import Image
 from tiny_datagen import save_tiny_grounding_dino, tiny_dataset_config, tiny_models
 
 from datagen import gates, masks
-from datagen.config import in_batches
 from datagen.gates import GatesConfig, gate_fault
 from datagen.masks import (
     MasksConfig,
@@ -27,6 +26,7 @@ from datagen.masks import (
 from datagen.masks_transformers import TransformersBoxFinder, TransformersMaskCutter
 from shards.files import read_json_lines, read_tar_records
 from shards.markers import rejects_path
+from shards.memory import in_batches
 from shards.stage import StageSpec, plan_shard
 
 CONFIG = MasksConfig(box_model="none", mask_model="none")

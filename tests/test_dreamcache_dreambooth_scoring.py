@@ -4,9 +4,11 @@ import io
 import json
 import os
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from safetensors.numpy import load
 from tiny_embedders import save_tiny_dino
@@ -185,6 +187,28 @@ def test_images_of_nothing_are_rejects(world, tmp_path):
     assert (marker.records_in, marker.records_out, marker.rejected) == (2, 0, {"image of one colour": 2})
     embed_cases(evaluation, world.embedders)
     assert score_cases(evaluation)[0] == []
+
+
+def test_images_that_do_not_fit_together_are_sampled_in_smaller_batches(world, finished, tmp_path):
+    config = CONFIG.model_copy(update={"variants": ("adapters",), "subjects": 1})
+    evaluation = world.evaluation(tmp_path / "evaluation", config)
+
+    def short_of_memory(unet, inputs):
+        if len(inputs[0]) > 3:  # of one image there are three guidance branches
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+    hook = world.backbone.unet.register_forward_pre_hook(short_of_memory)
+    try:
+        generate_cases(evaluation, world.backbone, world.adapters)
+    finally:
+        hook.remove()
+    path = Path("images/adapters/00000.tar")
+    assert read_marker(evaluation.folder / path).execution["batch_size"] == 1
+    together, alone = (dict(read_tar_records(folder / path)) for folder in (finished[0].folder, evaluation.folder))
+    assert list(together) == list(alone) and len(alone) == 2
+    for key, parts in alone.items():
+        images = [np.asarray(Image.open(io.BytesIO(one["png"])), dtype=int) for one in (parts, together[key])]
+        assert parts["json"] == together[key]["json"] and np.abs(images[0] - images[1]).max() <= 1
 
 
 def test_wrong_models_are_named(world, tmp_path):

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from tiny_diffusion import save_tiny_stable_diffusion
 from tiny_triplets import write_tiny_triplets
 
@@ -12,6 +13,9 @@ from dreamcache.checkpoints import load_state
 from dreamcache.configs import TrainingConfig
 from dreamcache.objective import training_loss
 from dreamcache.training import train_adapters
+from dreamcache.training_data import store_latents
+from dreamcache.validation import prepare_validation, validation_losses
+from shards.triplets import TripletShards
 
 CONFIG = TrainingConfig(steps=4, batch_size=4, learning_rate=1e-3, held_out=0.3, checkpoint_every=2)
 
@@ -59,3 +63,33 @@ def test_out_of_memory_names_the_batch_that_fits(backbone, paths, tmp_path, monk
         monkeypatch.setattr("dreamcache.training.training_loss", short_of_memory)
         with pytest.raises(ValueError, match=advice):
             train_adapters(backbone, paths, config, tmp_path / str(fits))
+
+
+def test_what_is_encoded_or_validated_in_too_large_batches_is_done_in_smaller_ones(backbone, paths, tmp_path):
+    shards = TripletShards(paths)
+    triplets = [shards.read(0, index) for index in range(7)]
+    adapters = AdapterSet.for_unet(backbone.unet)
+
+    def work(folder):
+        stored = store_latents(backbone, TripletShards(write_tiny_triplets(folder)), CONFIG)
+        losses = validation_losses(backbone, adapters, prepare_validation(backbone, triplets, adapters))
+        return {file.name: load_file(file) for file in stored}, losses
+
+    tensors, losses = work(tmp_path / "enough")
+    sizes = []
+
+    def short_of_memory(module, inputs):
+        sizes.append(len(inputs[0]))
+        if len(inputs[0]) > 3:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+    hooks = [part.register_forward_pre_hook(short_of_memory) for part in (backbone.unet, backbone.vae.encoder)]
+    try:
+        fewer, again = work(tmp_path / "short")
+    finally:
+        for hook in hooks:
+            hook.remove()
+    assert max(sizes) > 3 and set(tensors) == set(fewer)
+    for name, parts in tensors.items():
+        torch.testing.assert_close(fewer[name], parts)
+    torch.testing.assert_close(again, losses)

@@ -248,16 +248,18 @@ def test_folders_go_there_and_back(server: ObjectStore, url: str, tmp_path: Path
     assert put == [f"{name}/training/adapters/adapters.safetensors", f"{name}/training/done.json"]
 
     pull(run, tmp_path / "pulled", lambda done, total: None)
-    assert local_bytes(tmp_path / "pulled") == server.objects(name)
+    assert local_bytes(tmp_path / "pulled") == server.objects(name) | {".pulled-from": url.encode()}
     pulled = list(read_triplets(triplet_paths(tmp_path / "pulled")))
     assert len(pulled) == 20 and pulled == list(read_triplets(triplet_paths(run)))
     server.requests.clear()
     pull(run, tmp_path / "pulled", lambda done, total: None)
     assert server.requests == []  # all of it is there
     (tmp_path / "other").mkdir()
-    (tmp_path / "other" / "letter.txt").write_text("dear")
-    with pytest.raises(ValueError, match="holds something else than a run"):
-        pull(run, tmp_path / "other", lambda done, total: None)
+    for other, content in (("letter.txt", "dear"), (".pulled-from", "s3://elsewhere/run")):
+        (tmp_path / "other" / other).write_text(content)
+        with pytest.raises(ValueError, match=f"holds something that was not pulled from {url}"):
+            pull(run, tmp_path / "other", lambda done, total: None)
+        assert (tmp_path / "other" / other).read_text() == content
 
     run = open_anew(url, tmp_path / "second")
     bring_step(run / "training", {"version": 2})

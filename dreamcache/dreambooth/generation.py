@@ -1,17 +1,20 @@
 """Sampling an evaluation's images: one shard a subject and variant, each resumable on its own."""
 
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dreamcache.dreambooth.cases import Subject
+from dreamcache.dreambooth.cases import Case, Subject
 from dreamcache.dreambooth.config import Variant
 from dreamcache.dreambooth.evaluation import Evaluation
 from dreamcache.dreambooth.references import shown_reference
+from shards.memory import in_batches
 
 if TYPE_CHECKING:
+    from PIL.Image import Image
+
     from dreamcache.adapters import AdapterSet
     from dreamcache.backbone import Backbone
 
@@ -32,7 +35,8 @@ def generate_cases(
         evaluation: what to sample, and where to.
         backbone, adapters: the models whose identities the evaluation names; adapters may be None where no variant uses
             them.
-        batch_size: images sampled at a time; it changes them by rounding only.
+        batch_size: images sampled at a time, fewer where a GPU's memory does not hold them; it changes them by rounding
+            only.
         report: called after each shard with stage, variant, subject, done, total and made (False: it was up to date).
         ip_adapter: where IP-Adapter lies, for the variant of that name.
 
@@ -89,24 +93,27 @@ def generate_shard(
 
     reference = evaluation.reference(variant, subject)
     config, cases = evaluation.config.sampling, evaluation.cases(subject)
-    prompts, seeds = [case.prompt for case in cases], [case.seed for case in cases]
     shown = None if reference is None else shown_reference(reference, backbone.image_size)
     if variant not in ("no-adapters", "ip-adapter") and adapters is None:
         raise ValueError(f"the variant {variant} needs adapters; give them, or take it out of the variants")
     plan = evaluation.image_plan(variant, subject)
-    with plan.writing({"batch_size": batch_size, "device": str(backbone.device)}, records_in=len(cases)) as out:
-        if variant == "ip-adapter":
-            from dreamcache.dreambooth.ip_adapter import sample_ip_adapter
+    execution: dict[str, Any] = {"batch_size": batch_size, "device": str(backbone.device)}
+    with plan.writing(execution, records_in=len(cases)) as out:
+        used, cache, whose = None, None, evaluation.shown(variant, subject)
+        if variant != "ip-adapter" and whose is not None and shown is not None and adapters is not None:
+            used, cache = adapters, cache_reference(backbone, shown, **adapters.cache_settings(whose.class_word))
 
-            assert shown is not None
-            images = sample_ip_adapter(ip_adapter, shown, prompts, config, seeds, batch_size)
-        else:
-            used, cache = None, None
-            whose = evaluation.shown(variant, subject)
-            if whose is not None and shown is not None and adapters is not None:
-                used, cache = adapters, cache_reference(backbone, shown, **adapters.cache_settings(whose.class_word))
-            images = sample_images(backbone, used, cache, prompts, config, seeds=seeds, batch_size=batch_size)
-        for case, image in zip(cases, images, strict=True):
+        def sample(batch: Sequence[Case]) -> "list[Image]":
+            prompts, seeds, count = [case.prompt for case in batch], [case.seed for case in batch], len(batch)
+            if variant == "ip-adapter":
+                from dreamcache.dreambooth.ip_adapter import sample_ip_adapter
+
+                assert shown is not None
+                return sample_ip_adapter(ip_adapter, shown, prompts, config, seeds, count)
+            return sample_images(backbone, used, cache, prompts, config, seeds=seeds, batch_size=count)
+
+        batches = in_batches(cases, execution, sample)
+        for case, image in (pair for batch, images in batches for pair in zip(batch, images, strict=True)):
             record = {
                 "key": case.key,
                 "subject": case.subject,
