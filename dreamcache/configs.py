@@ -45,7 +45,7 @@ class LossWeights(NamedTuple):
 
 
 # Settings that came after adapters had been trained; at these values they change nothing of what is learned.
-_LATER = {"share": 1.0, "references": "subject", "subject_weight": 1.0}
+_LATER = {"share": 1.0, "references": "subject", "subject_weight": 1.0, "drift": 0.0}
 
 
 class TrainingConfig(BaseModel):
@@ -76,6 +76,9 @@ class TrainingConfig(BaseModel):
     min_snr_gamma: float | None = Field(default=None, gt=0, description="weights the loss by min(SNR, gamma) / SNR")
     subject_weight: float = Field(
         default=1.0, ge=1, description="of an error on the target's subject, beside 1 on its background"
+    )
+    drift: float = Field(
+        default=0.0, ge=0, le=1, description="share of triplets noised as the backbone alone would draw their subject"
     )
     ema_decay: float | None = Field(default=None, gt=0, lt=1, description="saves this running average of the weights")
     held_out: float = Field(default=0.05, ge=0, lt=1, description="share never trained on, by hash of a caption's key")

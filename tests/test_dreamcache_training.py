@@ -34,7 +34,7 @@ from shards.triplets import TripletShards
 
 CONFIG = TrainingConfig(
     steps=8, batch_size=4, learning_rate=1e-3, held_out=0.3, validation_every=4, checkpoint_every=3, ema_decay=0.9,
-    warmup_steps=2, reference_variants=2, caption_dropout=0.3,
+    warmup_steps=2, reference_variants=2, caption_dropout=0.3, drift=0.5,
 )  # fmt: skip
 
 
