@@ -105,9 +105,11 @@ class TrainingConfig(BaseModel):
         return LossWeights(self.min_snr_gamma, self.subject_weight)
 
     @model_validator(mode="after")
-    def _parts_are_equal(self) -> "TrainingConfig":
+    def _fits_together(self) -> "TrainingConfig":
         if self.batch_size % self.accumulation:
             raise ValueError(f"accumulation {self.accumulation} does not divide batch_size {self.batch_size}")
         if self.reference_variants and not self.store_latents:
             raise ValueError("reference_variants need stored latents: set store_latents, or reference_variants=0")
+        if self.drift and self.min_snr_gamma is None:
+            raise ValueError("drift needs min_snr_gamma, such as 5: its errors at little noise outweigh all others")
         return self
