@@ -121,19 +121,6 @@ class Backbone:
             return signal * noise.float() - share * latents.float()
         raise ValueError(f"the backbone predicts {self.prediction_type!r}; epsilon and v_prediction are known")
 
-    def noise_between(self, latents: Tensor, noisy: Tensor, timesteps: Tensor) -> Tensor:
-        """The noise, float32, with which latents (B, C, h, w) are those noisy ones at timesteps (B,)."""
-        signal, share = self._signal_and_noise(timesteps)
-        return (noisy.float() - signal * latents.float()) / share
-
-    def denoised(self, noisy: Tensor, prediction: Tensor, timesteps: Tensor) -> tuple[Tensor, Tensor]:
-        """The latents and the noise, float32, that a prediction for noisy latents at timesteps (B,) says they are."""
-        signal, share = self._signal_and_noise(timesteps)
-        noisy, prediction = noisy.float(), prediction.float()
-        if self.prediction_type == "epsilon":
-            return (noisy - share * prediction) / signal, prediction
-        return signal * noisy - share * prediction, signal * prediction + share * noisy
-
     def _signal_and_noise(self, timesteps: Tensor) -> tuple[Tensor, Tensor]:
         alphas = self.alphas_cumprod[timesteps.to(self.alphas_cumprod.device)].view(-1, 1, 1, 1)
         return alphas.sqrt(), (1 - alphas).sqrt()

@@ -45,7 +45,7 @@ class LossWeights(NamedTuple):
 
 
 # Settings that came after adapters had been trained; at these values they change nothing of what is learned.
-_LATER = {"share": 1.0, "references": "subject", "subject_weight": 1.0, "drift": 0.0}
+_LATER = {"share": 1.0, "references": "subject", "subject_weight": 1.0}
 
 
 class TrainingConfig(BaseModel):
@@ -77,9 +77,6 @@ class TrainingConfig(BaseModel):
     subject_weight: float = Field(
         default=1.0, ge=1, description="of an error on the target's subject, beside 1 on its background"
     )
-    drift: float = Field(
-        default=0.0, ge=0, le=1, description="share of triplets noised as the backbone alone would draw their subject"
-    )
     ema_decay: float | None = Field(default=None, gt=0, lt=1, description="saves this running average of the weights")
     held_out: float = Field(default=0.05, ge=0, lt=1, description="share never trained on, by hash of a caption's key")
     share: float = Field(
@@ -105,11 +102,9 @@ class TrainingConfig(BaseModel):
         return LossWeights(self.min_snr_gamma, self.subject_weight)
 
     @model_validator(mode="after")
-    def _fits_together(self) -> "TrainingConfig":
+    def _parts_are_equal(self) -> "TrainingConfig":
         if self.batch_size % self.accumulation:
             raise ValueError(f"accumulation {self.accumulation} does not divide batch_size {self.batch_size}")
         if self.reference_variants and not self.store_latents:
             raise ValueError("reference_variants need stored latents: set store_latents, or reference_variants=0")
-        if self.drift and self.min_snr_gamma is None:
-            raise ValueError("drift needs min_snr_gamma, such as 5: its errors at little noise outweigh all others")
         return self

@@ -13,9 +13,6 @@ from dreamcache.configs import LossWeights
 if TYPE_CHECKING:
     from dreamcache.backbone import Backbone
 
-# The text scale by which the backbone alone draws a subject, that of sampling but for its most saturated colours.
-DRIFT_GUIDANCE = 3.0
-
 
 def batch_cache(backbone: "Backbone", adapters: AdapterSet, batch: dict[str, Any], null_text: Tensor) -> FeatureCache:
     """The feature cache of the references in a batch of `TrainingData`, for `adapters`."""
@@ -44,50 +41,11 @@ def training_loss(
     text = torch.where(batch["drop_caption"].to(device)[:, None, None], null_text, text)
     cache = batch_cache(backbone, adapters, batch, null_text)
     timesteps, noise = batch["timestep"].to(device), batch["noise"].to(device)
-    if "drift_start" in batch:
-        starts, mask = batch["drift_start"].to(device), batch["mask"].to(device)
-        noise = drifted_noise(backbone, latents, noise, text, null_text, mask, timesteps, starts)
     noisy = backbone.add_noise(latents, noise, timesteps)
     with conditioned(backbone.unet, adapters, cache):
         prediction = backbone.unet(noisy, timesteps, encoder_hidden_states=text).sample
     error = prediction.float() - backbone.training_target(latents, noise, timesteps)
     return weighted_losses(backbone, error, timesteps, batch["mask"].to(device), weights).mean()
-
-
-@torch.no_grad()
-def drifted_noise(
-    backbone: "Backbone",
-    latents: Tensor,
-    noise: Tensor,
-    text: Tensor,
-    null_text: Tensor,
-    mask: Tensor,
-    timesteps: Tensor,
-    starts: Tensor,
-) -> Tensor:
-    """The noise (B, C, h, w) with which latents are, at their timesteps, what sampling without a reference would reach.
-
-    True latents tell the subject's looks themselves, long before the end of sampling: adapters that see nothing else
-    need not learn to set a subject right whose looks are wrong by then. Where a row's start (B,) is a noisier timestep
-    than its own, the backbone alone takes its latents, noised there, to its timestep, by one DDIM step with guidance;
-    the result counts where the `mask` (B, h, w) in [0, 1] is. Not the paper's.
-    """
-    rows = (starts > timesteps).nonzero()[:, 0]
-    if not len(rows):
-        return noise
-    latents, text, ends, starts = latents[rows], text[rows], timesteps[rows], starts[rows]
-    noisy = backbone.add_noise(latents, noise[rows], starts)
-    both = torch.cat([text, null_text.expand_as(text)])
-    predictions = backbone.unet(noisy.repeat(2, 1, 1, 1), starts.repeat(2), encoder_hidden_states=both).sample
-    with_text, without = predictions.float().chunk(2)
-    drawn, left = backbone.denoised(noisy, without + DRIFT_GUIDANCE * (with_text - without), starts)
-    # The one noise that makes of the true latents what DDIM makes of the drawn ones.
-    reached = backbone.add_noise(drawn, left, ends)
-    found = backbone.noise_between(latents, reached, ends)
-    share = mask[rows, None].float()
-    result = noise.float().clone()
-    result[rows] = share * found + (1 - share) * result[rows]
-    return result
 
 
 def weighted_losses(

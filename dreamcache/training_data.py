@@ -32,8 +32,6 @@ if TYPE_CHECKING:
 
 # Raised by hand when the stored tensors would come out differently from the same settings.
 STORED_VERSION = 2
-# How much noisier, at most, a subject is where the backbone alone begins to draw it (see `objective.drifted_noise`).
-DRIFT_TIMESTEPS = 250
 
 
 class TrainingData(Dataset[dict[str, Any]]):
@@ -77,10 +75,6 @@ class TrainingData(Dataset[dict[str, Any]]):
             "noise": torch.from_numpy(generator.standard_normal(self.latent_shape, dtype=np.float32)),
             "reference_noise": torch.from_numpy(generator.standard_normal(self.latent_shape, dtype=np.float32)),
         }
-        if self.config.drift:
-            row["drift_start"] = self._drift_start(
-                row["timestep"], np.random.default_rng((self.config.seed, epoch, position, 1))
-            )
         if self.config.adapters.cache_prompt:
             row["subject"] = str(self.shards.read(shard, index).record.get("subject", ""))
         variants = self.config.reference_variants
@@ -98,11 +92,6 @@ class TrainingData(Dataset[dict[str, Any]]):
             row["target"], row["caption"] = target_tensor(triplet.image, self.image_size), triplet.caption
             row["mask"] = target_mask(triplet.mask, self.latent_shape[-1])
         return row
-
-    def _drift_start(self, timestep: int, generator: np.random.Generator) -> int:
-        """The timestep from which the backbone alone draws a row's subject; the row's own where it does not."""
-        chosen, further = generator.random() < self.config.drift, int(generator.integers(1, DRIFT_TIMESTEPS + 1))
-        return min(timestep + further, self.timesteps - 1) if chosen else timestep
 
     def _file(self, shard: int) -> Any:
         if shard not in self._files:

@@ -110,7 +110,6 @@ def _miniature() -> Profile:
             learning_rate=3e-3,
             min_snr_gamma=0.3,
             subject_weight=10.0,
-            drift=0.5,
             ema_decay=0.98,
             warmup_steps=20,
             held_out=0.2,

@@ -52,14 +52,11 @@ def training(profile: Profile, run: Path) -> dict[str, Any] | None:
 
 
 def _weights(config: TrainingConfig) -> str:
-    """What the losses are weighted by, and how many triplets drift, as sentences; empty where as the paper's."""
+    """What the losses are weighted by as a sentence; empty where by nothing, as the paper's."""
     gamma, subject = config.loss_weights
     said = [f"min-SNR with gamma {gamma:g}"] if gamma is not None else []
     said += [f"errors on the subject counting {subject:g} times"] if subject != 1 else []
-    text = f" All losses are weighted: {', '.join(said)}." if said else ""
-    if config.drift:
-        text += f" {config.drift:.0%} of the others are noised as the backbone alone would draw their subject."
-    return text
+    return f" All losses are weighted: {', '.join(said)}." if said else ""
 
 
 def held_out_losses(run: Path) -> dict[str, float] | None:

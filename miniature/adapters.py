@@ -10,8 +10,7 @@ from safetensors.torch import load_file, save_file
 from miniature.train.workspace import CHECKPOINTS
 
 SETTINGS = (
-    "start", "learning_rate", "min_snr_gamma", "subject_weight", "drift", "reference_variants", "ema_decay", "held_out",
-    "dtype",
+    "start", "learning_rate", "min_snr_gamma", "subject_weight", "reference_variants", "ema_decay", "held_out", "dtype",
 )  # fmt: skip
 CARD = """# Adapters of the miniature
 

@@ -84,7 +84,7 @@ def test_later_settings_leave_earlier_trainings_up_to_date(tmp_path):
     """A training that knows nothing of the share is that of all triplets, and no other's."""
     save_tiny_stable_diffusion(tmp_path / "sd")
     paths, backbone = write_tiny_triplets(tmp_path / "run"), load_backbone(tmp_path / "sd")
-    later = {"share", "references", "subject_weight", "drift"}
+    later = {"share", "references", "subject_weight"}
     assert not later & TrainingConfig().content().keys()
     assert TrainingConfig().content().keys() | later == TrainingConfig.model_fields.keys()
     config = TrainingConfig(steps=2, batch_size=4, held_out=0.3)
