@@ -224,8 +224,10 @@ def settings(
     from flows.forms import described_settings
     from flows.profiles import recorded_profile
 
-    chosen, _, _ = configuration(profile, None, changes)
+    chosen, _, _ = configuration(profile, None, changes, of_run=False)
     if run is not None:
+        if changes:
+            fail("--run shows settings as they were, --set would change them: give one of the two", 2)
         if (recorded := recorded_profile(run)) is None:
             fail(f"{run} records no settings: it has no config.json", 2)
         chosen = recorded

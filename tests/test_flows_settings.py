@@ -44,6 +44,8 @@ def test_words_pick_settings_by_name_or_meaning(capsys: pytest.CaptureFixture[st
     )  # fmt: skip
     record_configuration(tmp_path, load_profile("miniature", {"training.steps": 77}))
     assert dreamcache(capsys, "settings", "training.steps", "--run", str(tmp_path))[1] == "training.steps=77\n"
+    code, out, err = dreamcache(capsys, "settings", "--run", str(tmp_path), "--set", "training.steps=78")
+    assert (code, out) == (2, "") and "give one of the two" in err
     code, _, err = dreamcache(capsys, "settings", "--run", str(tmp_path / "none"))
     assert code == 2 and "records no settings" in err
 
