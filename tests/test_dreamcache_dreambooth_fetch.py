@@ -16,9 +16,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+from in_process import run_command
 
 from dreamcache.dreambooth import cases, fetch
-from flows.cli import app
 from shards.processes import free_port
 
 
@@ -249,14 +249,9 @@ def test_neither_disk_nor_memory_is_filled(server: Server, files, tmp_path: Path
 
 def test_the_command(server: Server, files, tmp_path: Path, monkeypatch, capsys: pytest.CaptureFixture[str]):
     def say(*words: str) -> tuple[object, str]:
-        code: object = 0
-        try:
-            app(words, standalone_mode=False)
-        except SystemExit as end:
-            code = end.code
-        heard = capsys.readouterr()
-        assert len(heard.err.splitlines()) == (1 if code else 0), heard.err
-        return code, heard.err or heard.out
+        heard = run_command(capsys, words)
+        assert len(heard.err.splitlines()) == (1 if heard.code else 0), heard.err
+        return heard.code, heard.err or heard.out
 
     server.archive = archive_of(files)
     folder = str(tmp_path / "dataset")

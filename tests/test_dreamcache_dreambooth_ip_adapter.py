@@ -51,7 +51,8 @@ def test_ip_adapter_is_a_variant_and_leaves_the_backbone_as_it_was(tmp_path):
     assert difference(off, plain) <= 1, "at scale 0 it is the backbone with the same seeds"
     with ip_adapted(world.backbone, location, 1.0) as pipeline:
         adapted = sample_ip_adapter(pipeline, red, prompts, sampling, seeds)
-        one_by_one = sample_ip_adapter(pipeline, red, prompts, sampling, seeds, batch_size=1)
+        alone = zip(prompts, seeds, strict=True)
+        one_by_one = [sample_ip_adapter(pipeline, red, [prompt], sampling, [seed])[0] for prompt, seed in alone]
         other = sample_ip_adapter(pipeline, blue, prompts, sampling, seeds)
     assert difference(adapted, plain) > 3 and difference(adapted, other) > 1, "it sees its reference"
     assert difference(adapted, one_by_one) <= 1

@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from in_process import run_command
 from tiny_profile import as_arguments, tiny_settings
 from tiny_triplets import write_tiny_triplets
 
 from dreamcache.ablations import FINDINGS, TABLES
 from flows import report_ablations, score_tables
 from flows.ablations import Study
-from flows.cli import app
 from flows.profiles import load_profile
 from flows.server import prefect_server
 from flows.verify import verify_run
@@ -61,14 +61,8 @@ class Workplace:
         return ["ablate", "--run", str(self.run), *words, *as_arguments({**tiny_settings(), **small, **changed})]
 
     def say(self, *words: str, **changed: Any) -> tuple[int, str]:
-        code = 0
-        self.capsys.readouterr()
-        try:
-            app(self.arguments(*words, **changed), standalone_mode=False)
-        except SystemExit as end:
-            code = int(str(end.code))
-        heard = self.capsys.readouterr()
-        return code, heard.out + heard.err
+        heard = run_command(self.capsys, self.arguments(*words, **changed))
+        return heard.code, heard.out + heard.err
 
     def made(self) -> dict[str, int]:
         """When what rows keep was written: adapters and scores."""

@@ -7,13 +7,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from in_process import run_command
 from PIL import Image
 from tiny_datagen import save_tiny_owlvit, save_tiny_sam
 from tiny_embedders import save_tiny_clip, save_tiny_dino, write_tiny_benchmark
 from tiny_profile import as_arguments
 
 from dreamcache.dreambooth.cases import load_benchmark
-from flows.cli import app
 from flows.server import prefect_server
 from shards.markers import read_marker
 
@@ -34,21 +34,16 @@ class Workplace:
         }
 
     def say(self, *words: str, **settings: object) -> tuple[int, str]:
-        code = 0
         arguments = [] if words[0] == "compare" else as_arguments(self.settings | settings)
         if words[0] == "evaluate":
             arguments += ["--run", str(self.run)]
         if "--rows" not in words and words[0] == "evaluate":
             arguments += ["--dataset", str(self.folder / "benchmark")]
-        try:
-            app([*words, *arguments], standalone_mode=False)
-        except SystemExit as end:
-            code = int(str(end.code))
-        heard = self.capsys.readouterr()
+        heard = run_command(self.capsys, [*words, *arguments])
         # Bars of the libraries, which here were imported before the command could quiet them, are none of its lines.
         lines = [line for line in heard.err.strip().splitlines() if "Loading weights" not in line and line]
-        assert not code or len(lines) == 1, heard.err
-        return code, heard.err if code else heard.out
+        assert not heard.code or len(lines) == 1, heard.err
+        return heard.code, heard.err if heard.code else heard.out
 
 
 @pytest.fixture(scope="module")

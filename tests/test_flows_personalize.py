@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from in_process import run_command
 from PIL import Image, ImageDraw
 from test_dreamcache_adapters import moved_adapters
 from tiny_datagen import save_tiny_owlvit, save_tiny_sam
@@ -16,7 +17,6 @@ from dreamcache.adapters import AdapterSet
 from dreamcache.backbone import load_backbone
 from dreamcache.cache import FeatureCache
 from dreamcache.reference import shown_alone
-from flows.cli import app
 from flows.profiles import load_profile
 
 Say = Callable[..., tuple[int, str]]
@@ -69,16 +69,11 @@ def say(made: Path, capsys: pytest.CaptureFixture[str]) -> Say:
         more = [] if adapters is None else ["--adapters", str(made / adapters)]
         # What a test sets comes later, and holds.
         given = [word for key, value in settings.items() for word in ("--set", f"{key}={value}")]
-        code = 0
-        try:
-            app([name, *given, *more, *map(str, words)], standalone_mode=False)
-        except SystemExit as end:
-            code = int(str(end.code))
-        heard = capsys.readouterr()
+        heard = run_command(capsys, [name, *given, *more, *map(str, words)])
         # Bars of libraries that were imported before the command could quieten them end in "it/s]".
         lines = [line for line in heard.err.splitlines() if line and "it/s]" not in line]
-        assert len(lines) == (code != 0), heard.err
-        return code, lines[0] if code else heard.out
+        assert len(lines) == (heard.code != 0), heard.err
+        return heard.code, lines[0] if heard.code else heard.out
 
     return run
 

@@ -5,48 +5,38 @@ import logging
 from pathlib import Path
 
 import pytest
+from in_process import run_command
 from tiny_triplets import write_tiny_triplets
 
-from flows.cli import app
 from flows.profiles import check_profile, load_profile, record_configuration
 from flows.settings import parse_settings
 from flows.train_adapters import _tell_of_enlarged
 
 
-def dreamcache(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str, str]:
-    """Run a command in this process; its exit code, standard output and standard error."""
-    capsys.readouterr()
-    code = 0
-    try:
-        app([*words], standalone_mode=False)
-    except SystemExit as end:
-        code = int(str(end.code or 0))
-    return code, *capsys.readouterr()
-
-
 def test_what_the_list_says_of_every_setting_is_what_set_takes(capsys: pytest.CaptureFixture[str]) -> None:
     for profile in ("miniature", "full"):
-        _, out, _ = dreamcache(capsys, "settings", "--profile", profile)
+        _, out, _ = run_command(capsys, ["settings", "--profile", profile])
         lines = [line for line in out.splitlines() if not line.startswith("    ")]
         assert len(lines) > 100 and "images.guidance_scale=3.5" in lines
         assert load_profile(profile, parse_settings(lines)) == load_profile(profile)
 
 
 def test_words_pick_settings_by_name_or_meaning(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    code, out, _ = dreamcache(capsys, "settings", "Images", "batch", "--set", "images.execution.batch_size=3", "--json")
+    words = ["settings", "Images", "batch", "--set", "images.execution.batch_size=3", "--json"]
+    code, out, _ = run_command(capsys, words)
     assert code == 0 and json.loads(out) == {
         "images.execution.batch_size": {
             "value": 3, "meaning": "records at a time; fewer where a GPU's memory does not hold"
         }
     }  # fmt: skip
-    assert dreamcache(capsys, "settings", "whirl") == (
+    assert run_command(capsys, ["settings", "whirl"]) == (
         2, "", "dreamcache: no setting has whirl in its name or meaning\n"
     )  # fmt: skip
     record_configuration(tmp_path, load_profile("miniature", {"training.steps": 77}))
-    assert dreamcache(capsys, "settings", "training.steps", "--run", str(tmp_path))[1] == "training.steps=77\n"
-    code, out, err = dreamcache(capsys, "settings", "--run", str(tmp_path), "--set", "training.steps=78")
+    assert run_command(capsys, ["settings", "training.steps", "--run", str(tmp_path)])[1] == "training.steps=77\n"
+    code, out, err = run_command(capsys, ["settings", "--run", str(tmp_path), "--set", "training.steps=78"])
     assert (code, out) == (2, "") and "give one of the two" in err
-    code, _, err = dreamcache(capsys, "settings", "--run", str(tmp_path / "none"))
+    code, _, err = run_command(capsys, ["settings", "--run", str(tmp_path / "none")])
     assert code == 2 and "records no settings" in err
 
 
@@ -56,7 +46,7 @@ def test_a_run_of_another_profile_is_left_alone(
 ) -> None:
     record_configuration(tmp_path, load_profile("full"), builds=True)
     before = (tmp_path / "config.json").read_bytes()
-    code, out, err = dreamcache(capsys, command, "--run", str(tmp_path))
+    code, out, err = run_command(capsys, [command, "--run", str(tmp_path)])
     advice = f"{tmp_path} is a run of the profile full: give --profile full, or another --run"
     assert (code, out, err) == (2, "", f"dreamcache: {advice}\n")
     with pytest.raises(ValueError, match="is a run of the profile full"):

@@ -7,6 +7,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
+from in_process import run_command
 from kill_points import in_a_child
 from object_store import ObjectStore, object_store, open_anew
 from prefect_site import bytes_of
@@ -53,14 +54,8 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def dreamcache(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str]:
     """Run a command in this process; its exit code, and what it said, the libraries' messages aside."""
-    capsys.readouterr()
-    try:
-        app([*words], standalone_mode=False)
-        code = 0
-    except SystemExit as end:
-        code = int(str(end.code or 0))
-    said = capsys.readouterr()
-    return code, said.out + "".join(line for line in said.err.splitlines(True) if line.startswith("dreamcache: "))
+    said = run_command(capsys, words)
+    return said.code, said.out + "".join(line for line in said.err.splitlines(True) if line.startswith("dreamcache: "))
 
 
 def shards_of(server: ObjectStore, run: str) -> dict[str, bytes]:

@@ -104,13 +104,13 @@ def generate_shard(
             used, cache = adapters, cache_reference(backbone, shown, **adapters.cache_settings(whose.class_word))
 
         def sample(batch: Sequence[Case]) -> "list[Image]":
-            prompts, seeds, count = [case.prompt for case in batch], [case.seed for case in batch], len(batch)
+            prompts, seeds = [case.prompt for case in batch], [case.seed for case in batch]
             if variant == "ip-adapter":
                 from dreamcache.dreambooth.ip_adapter import sample_ip_adapter
 
                 assert shown is not None
-                return sample_ip_adapter(ip_adapter, shown, prompts, config, seeds, count)
-            return sample_images(backbone, used, cache, prompts, config, seeds=seeds, batch_size=count)
+                return sample_ip_adapter(ip_adapter, shown, prompts, config, seeds)
+            return sample_images(backbone, used, cache, prompts, config, seeds=seeds, batch_size=len(batch))
 
         batches = in_batches(cases, execution, sample)
         for case, image in (pair for batch, images in batches for pair in zip(batch, images, strict=True)):

@@ -57,22 +57,21 @@ def sample_ip_adapter(
     prompts: Sequence[str],
     config: SamplingConfig,
     seeds: Sequence[int],
-    batch_size: int = 8,
 ) -> list[Image.Image]:
-    """Sample one RGB image a prompt from an `ip_adapted` pipeline, shown a reference (RGB), by the text scale alone."""
+    """Sample one RGB image a prompt, all at a time, from an `ip_adapted` pipeline, by the text scale alone.
+
+    The reference is RGB, the same for all.
+    """
     embeds = pipeline.prepare_ip_adapter_image_embeds(reference, None, pipeline.device, 1, True)[0]
-    images: list[Image.Image] = []
-    for start in range(0, len(prompts), batch_size):
-        batch = list(prompts[start : start + batch_size])
-        images += pipeline(
-            batch,
-            negative_prompt=[config.negative_prompt or ""] * len(batch),
-            # The pipeline itself repeats a reference for the images of one prompt, not for several prompts.
-            ip_adapter_image_embeds=[embeds.repeat_interleave(len(batch), dim=0)],
-            guidance_scale=config.guidance_scale,
-            num_inference_steps=config.steps,
-            eta=config.eta,
-            # On the CPU, as for the other variants: the same seed is the same first noise.
-            generator=[torch.Generator().manual_seed(seed) for seed in seeds[start : start + batch_size]],
-        ).images
+    images: list[Image.Image] = pipeline(
+        list(prompts),
+        negative_prompt=[config.negative_prompt or ""] * len(prompts),
+        # The pipeline itself repeats a reference for the images of one prompt, not for several prompts.
+        ip_adapter_image_embeds=[embeds.repeat_interleave(len(prompts), dim=0)],
+        guidance_scale=config.guidance_scale,
+        num_inference_steps=config.steps,
+        eta=config.eta,
+        # On the CPU, as for the other variants: the same seed is the same first noise.
+        generator=[torch.Generator().manual_seed(seed) for seed in seeds],
+    ).images
     return images
