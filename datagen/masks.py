@@ -45,7 +45,6 @@ class MasksConfig(StageConfig):
     mask_model: str
     text_model: str | None = None
     query: str = Field(default="{noun}.", pattern=r"\{noun\}")
-    text_threshold: float = Field(default=0.25, ge=0, le=1, description="of Grounding DINO's words for a box")
     min_stored_score: float = Field(default=0.05, ge=0, le=1, description="boxes below it are not kept at all")
     max_boxes: int = Field(default=5, ge=1, description="boxes kept of an image, best first")
     multimask: bool = Field(default=True, description="let the mask model propose three masks and choose among them")

@@ -47,12 +47,10 @@ class TransformersBoxFinder:
         inputs = inputs.to(self.device)
         with torch.inference_mode():
             outputs = self.model(**inputs)
-        more = {"text_threshold": self.config.text_threshold} if self.reads_sentences else {}
         results = self.processor.post_process_grounded_object_detection(
             outputs,
             threshold=self.config.min_stored_score,
             target_sizes=[(image.height, image.width) for image in images],
-            **more,
         )
         return [
             best_boxes(list(map(ScoredBox, result["boxes"].tolist(), result["scores"].tolist())), image, self.config)

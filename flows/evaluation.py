@@ -156,7 +156,7 @@ def adapter_models(profile: Profile, run: Path, name: str) -> Models:
         from dreamcache import AdapterSet, load_backbone
 
         device, started = "cuda" if torch.cuda.is_available() else "cpu", time.monotonic()
-        backbone = load_backbone(profile.backbone, device=device, dtype=getattr(torch, profile.training.dtype))
+        backbone = load_backbone(profile.backbone, device=device, dtype=getattr(torch, profile.evaluation.dtype))
         folder = Path(str(profile.compare_with)) if name == COMPARED else adapters_folder(run)
         adapters = AdapterSet.from_pretrained(folder, backbone).to(device)
         log.info("images: models loaded in %.0f s", time.monotonic() - started)

@@ -150,7 +150,7 @@ def held_out_inputs(profile: Profile, run: Path, name: str) -> dict[str, Any]:
     config = profile.training
     triplets = {path.name: checked_marker(path).shard.sha256 for path in triplet_paths(run)}
     settings = config.model_dump(include={"held_out", "validation_triplets", "min_snr_gamma", "subject_weight"})
-    return {"held-out loss": {"triplets": triplets, **settings}}
+    return {"held-out loss": {"triplets": triplets, "dtype": profile.evaluation.dtype, **settings}}
 
 
 def scored_step(evaluation: Evaluation, name: str, inputs: Mapping[str, Any] = MappingProxyType({})) -> Step:

@@ -55,7 +55,7 @@ def load_pipeline(profile: Profile, adapters: str) -> DreamCachePipeline:
     from dreamcache import DreamCachePipeline
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    dtype = getattr(torch, profile.training.dtype)
+    dtype = getattr(torch, profile.evaluation.dtype)
     return DreamCachePipeline.from_pretrained(profile.backbone, adapters, device=device, torch_dtype=dtype)
 
 

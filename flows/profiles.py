@@ -173,7 +173,7 @@ def _full() -> Profile:
         ),
         backbone="stable-diffusion-v1-5/stable-diffusion-v1-5",
         training=TrainingConfig(dtype="bfloat16", accumulation=8),
-        evaluation=EvaluationConfig(masked_metrics=True),
+        evaluation=EvaluationConfig(masked_metrics=True, dtype="bfloat16"),
         benchmark="dreambooth/dataset",
         dino="facebook/dino-vits16",
         clip="openai/clip-vit-base-patch32",

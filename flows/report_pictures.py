@@ -125,7 +125,7 @@ def _plain(profile: Profile, case: Case) -> str:
     """The backbone alone, which no command of ours samples."""
     default, sampling = SamplingConfig().model_dump(), profile.evaluation.sampling.model_dump()
     changed = ", ".join(f"{name}={json.dumps(value)}" for name, value in sampling.items() if value != default[name])
-    dtype = profile.training.dtype
+    dtype = profile.evaluation.dtype
     where = "" if dtype == "float32" else f', device="cuda", dtype=torch.{dtype}'
     code = (
         ("import torch; " if where else "") + "from dreamcache import SamplingConfig, load_backbone, sample_images; "

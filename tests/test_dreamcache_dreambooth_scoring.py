@@ -146,6 +146,8 @@ def test_nothing_is_done_twice_and_a_change_redoes_what_depends_on_it(world, fin
     sampling = SamplingConfig(steps=2, image_guidance_scale=1.0)
     other = world.evaluation(evaluation.folder, CONFIG.model_copy(update={"sampling": sampling}))
     assert not any("no-adapters" in line for line in other.changes()), "it has no image guidance"
+    rounded = world.evaluation(evaluation.folder, CONFIG.model_copy(update={"dtype": "bfloat16"}))
+    assert 'images/no-adapters.dtype: "float32" -> "bfloat16"' in rounded.changes()
     more = world.evaluation(evaluation.folder, CONFIG.model_copy(update={"subjects": 2}))
     assert more.changes() == [], "fewer subjects need nothing new"
     with pytest.raises(ValueError, match="not embedded yet, or by other settings"):
@@ -215,6 +217,9 @@ def test_wrong_models_are_named(world, tmp_path):
     evaluation = world.evaluation(tmp_path / "evaluation")
     with pytest.raises(ValueError, match="the variant adapters needs adapters"):
         generate_cases(evaluation, world.backbone, None)
+    rounded = world.evaluation(tmp_path / "rounded", CONFIG.model_copy(update={"dtype": "bfloat16"}))
+    with pytest.raises(ValueError, match=r"the backbone is in torch.float32, the evaluation's dtype is bfloat16"):
+        generate_cases(rounded, world.backbone, world.adapters)
     with pytest.raises(ValueError, match="the dino model is"):
         embed_cases(evaluation, {"dino": load_dino(save_tiny_dino(tmp_path / "dino", seed=3)), "clip": world.clip})
     with pytest.raises(ValueError, match="variants"):

@@ -79,7 +79,7 @@ def test_two_methods_on_equal_terms(work: Workplace) -> None:
     rows = [json.loads(line) for line in (folder / "rows.jsonl").read_text().splitlines()]
     assert len(rows) == 16 and all(row["variant"] == "given" and row["seed"] is None for row in rows)
     assert rows[0]["masking"]["models"] == marker.recipe["models"]
-    assert rows[0]["masking"]["settings"]["text_threshold"] == 0.25
+    assert rows[0]["masking"]["settings"]["min_stored_score"] == 0.05
 
     _, again = work.say("evaluate", "--images", str(work.folder / "elite"))
     assert "To do" not in again and again.splitlines()[-3:] == said.splitlines()[-3:]

@@ -39,6 +39,7 @@ class EvaluationConfig(BaseModel):
     min_box_score: float = Field(0.3, ge=0, le=1, description="a subject whose box scores less counts as not found")
     background: Background = Field("white", description="what masked metrics put in the background's place")
     seed: int = 0
+    dtype: Literal["float32", "bfloat16"] = Field("float32", description="of the backbone that makes the images")
     sampling: SamplingConfig = SamplingConfig()
 
 

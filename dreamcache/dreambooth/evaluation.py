@@ -159,6 +159,7 @@ class Evaluation:
         settings = {
             **self._case_settings(subject),
             "sampling": sampling,
+            "dtype": self.config.dtype,
             "reference": None if reference is None else reference.digest,
         }
         return self._plan(f"images/{variant}", IMAGES_VERSION, settings, models, subject, waiting)
@@ -210,7 +211,7 @@ class Evaluation:
         region = None if waiting else self.region(subject)
         settings = {
             "case": {"key": case.key, "prompt": case.prompt, "seed": case.seed}, "reference": reference.digest,
-            "sampling": self.config.sampling.model_dump(mode="json"),
+            "sampling": self.config.sampling.model_dump(mode="json"), "dtype": self.config.dtype,
             "region": region and hashlib.sha256(region).hexdigest(),
         }  # fmt: skip
         models = {name: self.models[name] for name in ("backbone", "adapters")}

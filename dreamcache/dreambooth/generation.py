@@ -41,7 +41,7 @@ def generate_cases(
         ip_adapter: where IP-Adapter lies, for the variant of that name.
 
     Raises:
-        ValueError: when a variant needs adapters and there are none.
+        ValueError: as `generate_shard`.
     """
     made = 0
     plans = evaluation.image_plans()
@@ -62,6 +62,13 @@ def generate_cases(
                     | {"made": stale}
                 )
     return made
+
+
+def require_dtype(evaluation: Evaluation, backbone: "Backbone") -> None:
+    """ValueError where the backbone is not in the precision that the evaluation's recipes name."""
+    dtype = evaluation.config.dtype
+    if str(backbone.dtype) != f"torch.{dtype}":
+        raise ValueError(f"the backbone is in {backbone.dtype}, the evaluation's dtype is {dtype}: load it so")
 
 
 def _ip_adapted(evaluation: Evaluation, backbone: "Backbone", location: str | Path | None) -> Any:
@@ -86,11 +93,13 @@ def generate_shard(
     An image of one colour, which is what NaN turns into, is a reject. `ip_adapter` is a pipeline for that variant.
 
     Raises:
-        ValueError: when the variant needs adapters and there are none, or the reference's mask does not fit it.
+        ValueError: when the variant needs adapters and there are none, the reference's mask does not fit it, or the
+            backbone is not in the evaluation's dtype.
     """
     from dreamcache.cache import cache_reference
     from dreamcache.sampling import sample_images
 
+    require_dtype(evaluation, backbone)
     reference = evaluation.reference(variant, subject)
     config, cases = evaluation.config.sampling, evaluation.cases(subject)
     shown = None if reference is None else shown_reference(reference, backbone.image_size)
