@@ -7,6 +7,7 @@ from pathlib import Path
 
 from safetensors.torch import load_file, save_file
 
+from dreamcache.configs import TrainingConfig
 from miniature.train.workspace import CHECKPOINTS
 
 SETTINGS = (
@@ -29,20 +30,23 @@ built. The demo's report shows them beside those that it has just trained.
 def publish(run: Path, checkpoints: Path) -> Path:
     """Write `checkpoints/adapters` from the adapters in a run folder; returns it.
 
-    FileNotFoundError for a run without adapters or without held-out losses.
+    FileNotFoundError for a run without finished adapters or without held-out losses.
     """
     trained, folder = run / "training", checkpoints / "adapters"
     with (trained / "log.csv").open(newline="") as file:
         validated = [row for row in csv.DictReader(file) if row["validation_right"]]
     if not validated:
         raise FileNotFoundError(f"{trained} has no held-out losses yet")
-    last, settings = validated[-1], json.loads((run / "config.json").read_text())
+    last = validated[-1]
+    dataset = json.loads((run / "config.json").read_text())["dataset"]
+    # The run's configuration is that of its latest start, which may have been an evaluation with other settings.
+    recipe = json.loads((trained / "done.json").read_text())["recipe"]
+    training = TrainingConfig.model_validate(recipe["settings"]).model_dump()
     counts = [json.loads(file.read_text())["records_out"] for file in sorted((run / "triplets").glob("*.done.json"))]
     weights = load_file(trained / "adapters" / "adapters.safetensors")
     folder.mkdir(parents=True, exist_ok=True)
     save_file({name: tensor.half().contiguous() for name, tensor in weights.items()}, folder / "adapters.safetensors")
     (folder / "config.json").write_bytes((trained / "adapters" / "config.json").read_bytes())
-    dataset, training = settings["dataset"], settings["training"]
     said = {
         "dataset": f"{dataset['shards']} shards of {dataset['captions_per_shard']} captions, "
         f"images of each: {dataset['images_per_caption']}, "

@@ -21,8 +21,10 @@ def test_published_adapters_are_the_trained_ones_in_half_precision(tmp_path: Pat
     trained = moved_adapters(backbone.unet)
     run = tmp_path / "run"
     trained.save_pretrained(run / "training" / "adapters")
-    profile = load_profile("miniature", {"shards": 2, "images_per_caption": 3}).model_dump(mode="json")
-    (run / "config.json").write_text(json.dumps(profile))
+    profile = load_profile("miniature", {"shards": 2, "images_per_caption": 3})
+    (run / "config.json").write_text(json.dumps(profile.model_dump(mode="json")))
+    trained_by = profile.training.model_copy(update={"learning_rate": 0.125}).content()
+    (run / "training" / "done.json").write_text(json.dumps({"recipe": {"settings": trained_by}}))
     (run / "triplets").mkdir()
     (run / "triplets" / "00000.done.json").write_text('{"records_out": 7}')
     (run / "training" / "log.csv").write_text(LOG.replace("0.1,0.2,0.3", ",,"))
@@ -36,5 +38,5 @@ def test_published_adapters_are_the_trained_ones_in_half_precision(tmp_path: Pat
     for mine, theirs in zip(read.parameters(), trained.parameters(), strict=True):
         assert torch.equal(mine, theirs.half().float())
     card = (folder / "README.md").read_text()
-    said = ("7 triplets", "2 shards", "images of each: 3", "dtype float32", "right reference 0.10000")
+    said = ("7 triplets", "2 shards", "images of each: 3", "dtype float32", "rate 0.125", "right reference 0.10000")
     assert all(words in card for words in said)

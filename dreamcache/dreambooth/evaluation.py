@@ -156,12 +156,8 @@ class Evaluation:
             del sampling["guidance"], sampling["image_guidance_scale"]  # they have no such branches
         if variant == "ip-adapter":
             sampling["ip_adapter_scale"] = self.config.ip_adapter_scale
-        settings = {
-            **self._case_settings(subject),
-            "sampling": sampling,
-            "dtype": self.config.dtype,
-            "reference": None if reference is None else reference.digest,
-        }
+        settings = {**self._case_settings(subject), "sampling": sampling, "dtype": self.config.dtype}
+        settings["reference"] = None if reference is None else reference.digest
         return self._plan(f"images/{variant}", IMAGES_VERSION, settings, models, subject, waiting)
 
     def embedding_plan(self, variant: Variant | None, subject: Subject, kind: str = "embeddings") -> ShardPlan:
