@@ -14,7 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-DOCUMENTS = ("README.md", "CONTRIBUTING.md", "docs/full-models.md")
+DOCUMENTS = (
+    "README.md", "docs/datasets.md", "docs/training.md", "docs/evaluation.md", "docs/deployments.md",
+    "docs/full-models.md", "CONTRIBUTING.md",
+)  # fmt: skip
 PROGRAMS = ("dreamcache", "make", "python", "torchrun", "prefect", "export")
 
 
