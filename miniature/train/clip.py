@@ -25,7 +25,7 @@ from miniature.train.loop import fit
 from miniature.train.tokenizers import TEXT_LENGTH, build_clip_tokenizer
 from miniature.train.workspace import Workspace
 
-STEPS = 2200
+STEPS = 4800
 BATCH = 96
 PATCH = 16
 

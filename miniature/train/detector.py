@@ -21,7 +21,7 @@ from miniature.train.loop import fit
 from miniature.train.tokenizers import load_clip_tokenizer
 from miniature.train.workspace import Workspace
 
-STEPS = 1800
+STEPS = 3800
 BATCH = 32
 QUERY_LENGTH = 16
 GRID = SIZE // 16

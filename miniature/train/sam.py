@@ -12,7 +12,7 @@ from miniature.train.data import SIZE, Pool, degrade_some, flip_some
 from miniature.train.loop import fit
 from miniature.train.workspace import Workspace
 
-STEPS = 3000
+STEPS = 8000
 BATCH = 16
 SECOND_SHARE = 0.7  # of scenes with a second object
 JITTER = 0.08  # of the box's sides: prompts come from a detector, not from the drawing
