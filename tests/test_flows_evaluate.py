@@ -79,7 +79,8 @@ def test_two_methods_on_equal_terms(work: Workplace) -> None:
     rows = [json.loads(line) for line in (folder / "rows.jsonl").read_text().splitlines()]
     assert len(rows) == 16 and all(row["variant"] == "given" and row["seed"] is None for row in rows)
     assert rows[0]["masking"]["models"] == marker.recipe["models"]
-    assert rows[0]["masking"]["settings"]["min_stored_score"] == 0.05
+    stored, masking = marker.recipe["settings"], rows[0]["masking"]["settings"]
+    assert masking["min_region"] == stored["min_region"] and masking["query"] == stored["query"]
 
     _, again = work.say("evaluate", "--images", str(work.folder / "elite"))
     assert "To do" not in again and again.splitlines()[-3:] == said.splitlines()[-3:]
