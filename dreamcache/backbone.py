@@ -53,6 +53,11 @@ class Backbone:
     def dtype(self) -> torch.dtype:
         return self.unet.dtype
 
+    def require_dtype(self, dtype: str, work: str) -> None:
+        """ValueError where the backbone is not in the dtype, such as "bfloat16", that a work's settings name."""
+        if str(self.dtype) != f"torch.{dtype}":
+            raise ValueError(f"the backbone is in {self.dtype}, the {work}'s dtype is {dtype}: load it so")
+
     @property
     def vae_scale_factor(self) -> int:
         """Pixels a latent pixel has along a side."""

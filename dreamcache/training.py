@@ -62,8 +62,7 @@ def train_adapters(
     for unfinished shards.
     """
     folder = Path(folder)
-    if str(backbone.dtype) != f"torch.{config.dtype}":
-        raise ValueError(f"the backbone is in {backbone.dtype}, the training's dtype is {config.dtype}: load it so")
+    backbone.require_dtype(config.dtype, "training")
     if config.batch_size % (config.accumulation * process_count()):
         parts = f"{config.accumulation} accumulated parts on {process_count()} processes"
         raise ValueError(f"batch_size {config.batch_size} does not divide into {parts}: change one of them")

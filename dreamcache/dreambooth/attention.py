@@ -8,7 +8,6 @@ from PIL import Image
 
 from dreamcache.dreambooth.cases import Subject
 from dreamcache.dreambooth.evaluation import Evaluation
-from dreamcache.dreambooth.generation import require_dtype
 from dreamcache.dreambooth.references import shown_reference
 
 if TYPE_CHECKING:
@@ -46,7 +45,7 @@ def attend_shard(evaluation: Evaluation, subject: Subject, backbone: "Backbone",
     from dreamcache.dreambooth.embedders import open_image
     from dreamcache.reference import reference_mask
 
-    require_dtype(evaluation, backbone)
+    backbone.require_dtype(evaluation.config.dtype, "evaluation")
     size, case = backbone.image_size, evaluation.cases(subject)[0]
     reference = evaluation.reference("adapters", subject)
     assert reference is not None

@@ -64,13 +64,6 @@ def generate_cases(
     return made
 
 
-def require_dtype(evaluation: Evaluation, backbone: "Backbone") -> None:
-    """ValueError where the backbone is not in the precision that the evaluation's recipes name."""
-    dtype = evaluation.config.dtype
-    if str(backbone.dtype) != f"torch.{dtype}":
-        raise ValueError(f"the backbone is in {backbone.dtype}, the evaluation's dtype is {dtype}: load it so")
-
-
 def _ip_adapted(evaluation: Evaluation, backbone: "Backbone", location: str | Path | None) -> Any:
     from dreamcache.dreambooth.ip_adapter import ip_adapted
 
@@ -99,7 +92,7 @@ def generate_shard(
     from dreamcache.cache import cache_reference
     from dreamcache.sampling import sample_images
 
-    require_dtype(evaluation, backbone)
+    backbone.require_dtype(evaluation.config.dtype, "evaluation")
     reference = evaluation.reference(variant, subject)
     config, cases = evaluation.config.sampling, evaluation.cases(subject)
     shown = None if reference is None else shown_reference(reference, backbone.image_size)
