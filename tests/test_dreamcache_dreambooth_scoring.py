@@ -213,6 +213,21 @@ def test_images_that_do_not_fit_together_are_sampled_in_smaller_batches(world, f
         assert parts["json"] == together[key]["json"] and np.abs(images[0] - images[1]).max() <= 1
 
 
+def test_an_evaluation_in_bfloat16_samples_images_near_those_in_float32(world, finished, tmp_path):
+    evaluation = world.evaluation(tmp_path / "rounded", CONFIG.model_copy(update={"dtype": "bfloat16"}))
+    backbone = load_backbone(world.folder / "stable-diffusion", dtype=torch.bfloat16)
+    assert generate_cases(evaluation, backbone, world.adapters) == 12
+    assert embed_cases(evaluation, world.embedders) == 20 and not any(plan.changes() for plan in evaluation.plans())
+    path = Path("images/adapters/00001.tar")
+    rounded, exact = (
+        [np.asarray(Image.open(io.BytesIO(parts["png"])), dtype=int) for _, parts in read_tar_records(folder / path)]
+        for folder in (evaluation.folder, finished[0].folder)
+    )
+    far = np.array([[np.abs(one - other).mean() for other in exact] for one in rounded])
+    # of random weights rounding is felt, but each is by far the nearest to its own image in float32
+    assert far.shape == (2, 2) and (far.diagonal() > 0).all() and (far.diagonal() < far[[0, 1], [1, 0]] / 3).all(), far
+
+
 def test_wrong_models_are_named(world, tmp_path):
     evaluation = world.evaluation(tmp_path / "evaluation")
     with pytest.raises(ValueError, match="the variant adapters needs adapters"):

@@ -21,6 +21,7 @@ class World:
     """Tiny models, loaded, and a benchmark."""
 
     def __init__(self, folder):
+        self.folder = folder
         self.backbone = load_backbone(save_tiny_stable_diffusion(folder / "stable-diffusion"))
         self.adapters = AdapterSet.for_unet(self.backbone.unet)
         torch.manual_seed(0)

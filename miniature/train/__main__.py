@@ -26,7 +26,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, help="train for this many steps instead of the recipe's own number")
     parser.add_argument("--refine", action="store_true", help="begin from the finished checkpoint, not from nothing")
     parser.add_argument("--batch", type=int, help="scenes a step of the U-Net (default: 32)")
-    parser.add_argument("--compile", action="store_true", help="compile the U-Net: minutes first, then faster steps")
+    parser.add_argument("--compile", action="store_true", help="compile U-Net or DINO: minutes first, then faster")
     parser.add_argument("--scenes", type=int, default=SCENES, help="drawn scenes in the pool (default: %(default)s)")
     parser.add_argument("--threads", type=int, help="CPU threads (default: all cores, or one where torchrun starts it)")
     parser.add_argument("--work", type=Path, default=Path(".miniature"), help="pool and states (default: %(default)s)")

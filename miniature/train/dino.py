@@ -31,7 +31,8 @@ TEMPERATURE = 0.07
 PATCH = 8  # a pattern repeats every 10 to 20 px: patches of 16 px blur it
 TOKENS = 96  # patches read of an image in training, of 256; the subject's come first
 DRAWING_WEIGHT = 20.0  # brings the error, a few hundredths, to the size of the other losses
-WHOLE_FROM = 0.5  # of the steps; from here on images are read whole, as the embedder does, half a batch at a time
+# From this part of the steps on images are read whole, as the embedder does, half a batch at a time; to refine, always.
+WHOLE_FROM = 0.5
 
 
 def build() -> ViTModel:
@@ -156,10 +157,13 @@ def train(workspace: Workspace) -> None:
     pool, device = workspace.pool, workspace.device
     learner = Learner(workspace.beginning("dino", build())).to(device)
 
+    if workspace.compile:
+        for layer in learner.vit.layers:
+            layer.compile()
     steps = workspace.steps or STEPS
 
     def loss_at(step: int, generator: torch.Generator) -> Tensor:
-        whole = step >= WHOLE_FROM * steps
+        whole = workspace.refine or step >= WHOLE_FROM * steps
         indices = sample_groups(pool, generator, GROUPS // 2 if whole else GROUPS)
         images, mirrored = flip_some(pool.images(indices), generator)
         masks = pool.masks(indices)

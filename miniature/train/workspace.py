@@ -28,7 +28,7 @@ class Workspace:
     steps: int | None = None  # overrides a recipe's own number of steps
     refine: bool = False  # begin from the finished checkpoint, not from nothing
     batch: int | None = None  # overrides the U-Net's batch
-    compile: bool = False  # the U-Net by torch.compile, which needs a C++ compiler on a CPU
+    compile: bool = False  # U-Net or DINO by torch.compile, which needs a C++ compiler on a CPU
 
     def beginning(self, name: str, built: Model) -> Model:
         """The model that a training begins from, in float32 on the device: `built`, or the checkpoint to refine.
