@@ -89,7 +89,7 @@ def _flows(torch: bool) -> dict[str, Callable[..., Any]]:
     from flows.ablate import ablate_adapters
     from flows.build_dataset import build_dataset as build
     from flows.evaluate_adapters import evaluate_adapters
-    from flows.evaluate_images import evaluate_images
+    from flows.evaluate_given import evaluate_given
     from flows.pipeline import dreamcache_pipeline
     from flows.train_adapters import train_adapters as train
 
@@ -100,7 +100,7 @@ def _flows(torch: bool) -> dict[str, Callable[..., Any]]:
         "build-dataset": build,
         "train-adapters": train,
         "evaluate-adapters": evaluate_adapters,
-        "evaluate": evaluate_images,
+        "evaluate": evaluate_given,
         "ablate": ablate_adapters,
     }
 

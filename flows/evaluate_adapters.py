@@ -16,6 +16,7 @@ from flows.evaluation import adapter_models, held_out_file, make_evaluation, wri
 from flows.evaluation_plans import (
     COMPARED,
     TRAINED,
+    adapters_of,
     benchmark_step,
     evaluation_of,
     evaluations,
@@ -81,7 +82,7 @@ def evaluate(profile: Profile, run: Path, name: str) -> State[Any] | None:
         log.info("%s: up to date", name)
         return Completed(name="Cached", message="evaluated already, by the same recipe")
 
-    models = adapter_models(profile, run, name)
+    models = adapter_models(profile, adapters_of(profile, run, name))
 
     def outputs(folder: Path) -> list[Path]:
         if name != COMPARED:

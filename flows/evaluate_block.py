@@ -11,7 +11,7 @@ from prefect.states import State
 
 from flows.block_runs import block_run
 from flows.evaluation import adapter_models, make_references, make_scored_shards, write_held_out_loss
-from flows.evaluation_plans import COMPARED, evaluation_of
+from flows.evaluation_plans import COMPARED, adapters_of, evaluation_of
 from flows.profiles import load_profile
 
 
@@ -38,7 +38,7 @@ def evaluate_block(
         if references:
             make_references(block, chosen, evaluation)
             return
-        models = adapter_models(chosen, folder, evaluation)
+        models = adapter_models(chosen, adapters_of(chosen, folder, evaluation))
         make_scored_shards(block, chosen, evaluation, models)
         if evaluation == COMPARED and whole.subjects[0] in block.subjects:
             write_held_out_loss(chosen, folder, models)

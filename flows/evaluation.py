@@ -14,7 +14,8 @@ from typing import Any
 from datagen.masks import MasksConfig
 from dreamcache.dreambooth.evaluation import Evaluation
 from flows.artifacts import Progress, table_artifact
-from flows.evaluation_plans import COMPARED, TRAINED, adapters_folder, scored_step
+from flows.evaluation_plans import COMPARED, TRAINED, scored_step
+from flows.models import load_pipeline
 from flows.profiles import Profile
 from flows.score_tables import estimate_cells
 from shards.files import replace_file
@@ -146,21 +147,15 @@ def _embed(evaluation: Evaluation, profile: Profile, name: str) -> None:
         embed_cases(evaluation, embedders, report=_reporter(progress))
 
 
-def adapter_models(profile: Profile, run: Path, name: str) -> Models:
-    """The backbone and the adapters of one of a run's evaluations."""
+def adapter_models(profile: Profile, adapters: str) -> Models:
+    """The backbone with adapters from a folder, the Hub or the authors' released file."""
 
     @functools.cache
     def load() -> tuple[Any, Any, str]:
-        import torch
-
-        from dreamcache import AdapterSet, load_backbone
-
-        device, started = "cuda" if torch.cuda.is_available() else "cpu", time.monotonic()
-        backbone = load_backbone(profile.backbone, device=device, dtype=getattr(torch, profile.evaluation.dtype))
-        folder = Path(str(profile.compare_with)) if name == COMPARED else adapters_folder(run)
-        adapters = AdapterSet.from_pretrained(folder, backbone).to(device)
+        started = time.monotonic()
+        pipeline = load_pipeline(profile, adapters)
         log.info("images: models loaded in %.0f s", time.monotonic() - started)
-        return backbone, adapters, device
+        return pipeline.backbone, pipeline.adapters, str(pipeline.backbone.device)
 
     return load
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import re
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,8 +12,8 @@ from typing import Any
 from datagen.identity import model_identity
 from datagen.masks import MASKS_VERSION
 from dreamcache.dreambooth.cases import load_benchmark
+from dreamcache.dreambooth.config import EvaluationConfig
 from dreamcache.dreambooth.evaluation import Evaluation
-from dreamcache.dreambooth.given import given_images
 from dreamcache.dreambooth.models import model_identity as embedder_identity
 from flows.profiles import DrawnBenchmark, Profile, miniature_checkpoints
 from flows.steps import Step, recipe
@@ -27,10 +26,9 @@ BENCHMARK_VERSION = 1
 NO_DRAWING = ("adapters.py", "check.py", "figure.py")
 EVALUATION_VERSION = 2
 
-# The folders of a run's evaluations: of the adapters just trained, of those that the profile compares them with, of a
-# sweep's points, of images that were given, and of the real ones. They share their shards of real images.
-TRAINED, COMPARED, SWEEP, GIVEN = "evaluation", "evaluation-compared", "sweep/", "evaluation-of-"
-CALIBRATION, REAL = "calibration", "real"
+# The folders of a run's evaluations: of the adapters just trained, of those that the profile compares them with, and of
+# a sweep's points. They share their shards of real images, which lie in the last.
+TRAINED, COMPARED, SWEEP, REAL = "evaluation", "evaluation-compared", "sweep/", "real"
 # Of so many of the gallery's pictures with the adapters just trained, where in the reference they look.
 ATTENTION_PICTURES = 4
 
@@ -61,18 +59,32 @@ def evaluation_of(profile: Profile, run: Path, name: str) -> Evaluation:
 
     That of the compared adapters leaves out what the first has sampled already: the images that need no adapters.
     """
-    config, adapters = profile.evaluation, adapters_folder(run)
+    config = profile.evaluation
     if name == COMPARED:
-        assert profile.compare_with is not None
-        adapters = Path(profile.compare_with)
         variants = tuple(variant for variant in config.variants if variant in ("adapters", "wrong-reference"))
         config = config.model_copy(update={"variants": variants})
     elif name.startswith(SWEEP):
         config = profile.sweep.configured(config, name.removeprefix(SWEEP))
+    attention = ATTENTION_PICTURES if name == TRAINED else 0
+    return evaluation_of_adapters(profile, run, run / name, config, adapters_of(profile, run, name), attention)
+
+
+def adapters_of(profile: Profile, run: Path, name: str) -> str:
+    """Where the adapters of one of a run's evaluations lie."""
+    if name != COMPARED:
+        return str(adapters_folder(run))
+    assert profile.compare_with is not None
+    return profile.compare_with
+
+
+def evaluation_of_adapters(
+    profile: Profile, run: Path, folder: Path, config: EvaluationConfig, adapters: str, attention: int = 0
+) -> Evaluation:
+    """The evaluation, in a folder of its own, of adapters wherever they lie; `attention` as `Evaluation` has it."""
     benchmark = load_benchmark(benchmark_folder(profile, run))
     models = {
         "backbone": model_identity(profile.backbone, "backbone"),
-        "adapters": model_identity(str(adapters), "adapters"),
+        "adapters": model_identity(adapters, "adapters"),
         **embedder_models(profile),
     }
     if "ip-adapter" in config.variants:
@@ -80,49 +92,8 @@ def evaluation_of(profile: Profile, run: Path, name: str) -> Evaluation:
             raise ValueError("the variant ip-adapter needs one: --set ip_adapter=h94/IP-Adapter, or its local folder")
         models["ip_adapter"] = model_identity(profile.ip_adapter, "ip_adapter")
     unmasked = not all(subject.mask(image) for subject in benchmark.subjects for image in subject.images)
-    stage = _mask_stage(profile) if config.masked_metrics or unmasked else None
-    attention = ATTENTION_PICTURES if name == TRAINED else 0
-    return Evaluation(run / name, benchmark, config, models, stage, real_folder=run / REAL, attention=attention)
-
-
-def given_evaluation(profile: Profile, run: Path, name: str, images: Path) -> Evaluation:
-    """The evaluation of a folder's images; raises for a folder that does not hold the very images of the cases."""
-    config = profile.evaluation.model_copy(update={"variants": ("given",)})
-    benchmark = load_benchmark(benchmark_folder(profile, run))
-    given = given_images(
-        images, benchmark.cases(config.images_per_prompt, config.seed, config.subjects, config.prompts)
-    )
-    stage = _mask_stage(profile) if config.masked_metrics else None
-    folder = scores_folder(run, images, name)
-    return Evaluation(folder, benchmark, config, embedder_models(profile), stage, given, run / REAL)
-
-
-def scores_folder(run: Path, images: Path | None, name: str) -> Path:
-    """Where the scores of a folder's images lie in a run folder, or those of the real images for None.
-
-    Raises ValueError for a name that is no plain folder's name.
-    """
-    if not re.fullmatch(r"[0-9A-Za-z_-]+", name):
-        raise ValueError(f"the name {name!r} is not made of letters, digits, _ and -: give another by --name")
-    return run / (CALIBRATION if images is None else f"{GIVEN}{name}")
-
-
-def remaining_scores(profile: Profile, run: Path, images: Path | None, name: str) -> list[str]:
-    """What scoring a folder's images, or the real ones for None, would do and why; empty if it is up to date."""
-    label = scores_folder(run, images, name).name
-    embedder_models(profile)  # a missing model is named before anything is drawn
-    if isinstance(profile.benchmark, DrawnBenchmark) and benchmark_step(profile.benchmark, run).changes():
-        return [f"{label}: after the benchmark"]
-    evaluation = calibration(profile, run) if images is None else given_evaluation(profile, run, name, images)
-    step = scored_step(evaluation, label)
-    return shard_changes(evaluation, label) if step.missing else step.changes()
-
-
-def calibration(profile: Profile, run: Path) -> Evaluation:
-    """The evaluation of the benchmark's real images alone, of all subjects."""
-    config = profile.evaluation.model_copy(update={"variants": (), "subjects": None, "masked_metrics": False})
-    benchmark = load_benchmark(benchmark_folder(profile, run))
-    return Evaluation(run / CALIBRATION, benchmark, config, embedder_models(profile), real_folder=run / REAL)
+    stage = mask_stage(profile) if config.masked_metrics or unmasked else None
+    return Evaluation(folder, benchmark, config, models, stage, real_folder=run / REAL, attention=attention)
 
 
 def embedder_models(profile: Profile) -> dict[str, str]:
@@ -130,7 +101,7 @@ def embedder_models(profile: Profile) -> dict[str, str]:
     return {"dino": embedder_identity(profile.dino), "clip": embedder_identity(profile.clip), **extra}
 
 
-def _mask_stage(profile: Profile) -> StageSpec:
+def mask_stage(profile: Profile) -> StageSpec:
     """The dataset's mask stage, for the benchmark's images and those sampled for it."""
     config = profile.dataset.masks
     models = {role: model_identity(place, f"masks.{role}") for role, place in config.locations().items()}

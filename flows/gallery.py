@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import io
 import random
 from pathlib import Path
 
 from PIL import Image
 
 from dreamcache.dreambooth.config import Variant
+from dreamcache.dreambooth.evaluation import Evaluation
 from flows.evaluation_plans import TRAINED
 from flows.pictures import contact_sheet, written
 from flows.profiles import Profile
 from flows.report_pictures import sampled_image
 from flows.report_training import current_evaluations
+from shards.files import replace_file
 
 SIDE = 128
 CASES_A_ROW = 2
@@ -24,10 +27,10 @@ SHOWN: dict[Variant, str] = {
 
 
 def gallery_sheet(profile: Profile, run: Path, name: str, count: int, seed: int) -> Image.Image:
-    """Prompt, reference and sampled images of `count` cases that `seed` draws; RGB, two cases a row.
+    """Cases of one of a run's evaluations, `name` its folder, as `drawn_by_lot` has them.
 
-    `name` is the evaluation's folder in the run; without adapters, images are those of the run's own evaluation.
-    Raises ValueError where there is no such evaluation, or no longer by these settings.
+    Images without adapters are those of the run's own evaluation. Raises ValueError where there is no such evaluation,
+    or no longer by these settings.
     """
     folders = dict(current_evaluations(profile, run))
     if name not in folders or TRAINED not in folders:
@@ -35,11 +38,30 @@ def gallery_sheet(profile: Profile, run: Path, name: str, count: int, seed: int)
         raise ValueError(
             f"{run} has no finished {name} by its settings (finished: {has}): run evaluate-adapters for it"
         )
-    columns = [
-        (label, folders[TRAINED if variant == "no-adapters" else name], variant) for variant, label in SHOWN.items()
-    ]
+    return drawn_by_lot(folders[name], folders[TRAINED], count, seed)
+
+
+def write_gallery(evaluation: Evaluation, path: Path) -> Path:
+    """Write 20 cases of an evaluation that stands by itself as one picture; returns its path."""
+    content = io.BytesIO()
+    save(drawn_by_lot(evaluation, evaluation), content)
+    replace_file(path, content.getvalue())
+    return path
+
+
+def save(sheet: Image.Image, place: Path | io.BytesIO) -> None:
+    """Write a picture of a gallery as JPEG."""
+    sheet.save(place, "JPEG", quality=88, optimize=True)
+
+
+def drawn_by_lot(evaluation: Evaluation, plain: Evaluation, count: int = 20, seed: int = 0) -> Image.Image:
+    """Prompt, reference and sampled images of `count` cases that `seed` draws; RGB, two cases a row.
+
+    Images without adapters are those of the evaluation `plain`; what neither has sampled is left out.
+    """
+    columns = [(label, plain if variant == "no-adapters" else evaluation, variant) for variant, label in SHOWN.items()]
     columns = [column for column in columns if column[2] in column[1].config.variants]
-    every = [(subject, case) for subject in folders[name].subjects for case in folders[name].cases(subject)]
+    every = [(subject, case) for subject in evaluation.subjects for case in evaluation.cases(subject)]
     cells = [written(text, SIDE) for text in ("prompt", "reference", *(label for label, *_ in columns))] * CASES_A_ROW
     heading = contact_sheet(cells, len(cells), SIDE).crop((0, 0, len(cells) * (SIDE + 4) - 4, SIDE // 3))
     cells = []

@@ -48,17 +48,6 @@ def chosen_adapters(profile: Profile, run: Path | None, given: str | None) -> st
     )
 
 
-def load_pipeline(profile: Profile, adapters: str) -> DreamCachePipeline:
-    """The profile's backbone with adapters, on the GPU if there is one."""
-    import torch
-
-    from dreamcache import DreamCachePipeline
-
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    dtype = getattr(torch, profile.evaluation.dtype)
-    return DreamCachePipeline.from_pretrained(profile.backbone, adapters, device=device, torch_dtype=dtype)
-
-
 def cut_out(path: Path, profile: Profile, noun: str | None, mask: Path | None) -> Image.Image:
     """The subject of a photo, as RGBA, or the image as it is where it shows its subject alone.
 

@@ -65,7 +65,8 @@ def personalize(
     """
     chosen, location = _models(profile, run, adapters, settings)
     numbers, sampling = _seeds(seeds, count), _sampling(chosen, scale)
-    from flows.personalize import cut_out, load_pipeline, subject_cache, write_pictures
+    from flows.models import load_pipeline
+    from flows.personalize import cut_out, subject_cache, write_pictures
 
     photo = cut_out(image, chosen, noun, mask)
     pipeline = load_pipeline(chosen, location)
@@ -94,7 +95,8 @@ def cache(
     if out.suffix != ".safetensors":
         raise ValueError(f"--out {out} is not named FILE.safetensors")
     chosen, location = _models(profile, run, adapters, settings)
-    from flows.personalize import cut_out, load_pipeline, subject_cache
+    from flows.models import load_pipeline
+    from flows.personalize import cut_out, subject_cache
 
     photo = cut_out(image, chosen, noun, mask)
     found = subject_cache(load_pipeline(chosen, location), photo, noun)
@@ -124,7 +126,8 @@ def generate(
     chosen, location = _models(profile, run, adapters, settings)
     numbers, sampling = _seeds(seeds, count), _sampling(chosen, scale)
     from dreamcache.cache import FeatureCache
-    from flows.personalize import check_cache, load_pipeline, write_pictures
+    from flows.models import load_pipeline
+    from flows.personalize import check_cache, write_pictures
 
     found = FeatureCache.load(file)
     pipeline = load_pipeline(chosen, location)
@@ -163,7 +166,8 @@ def attention_map(
         raise ValueError(f"there are {len(reference)} references and {len(mask)} masks: give --mask once for each")
     where = _region(box, region)
     from dreamcache.attention_maps import write_attention_maps
-    from flows.personalize import cut_out, load_pipeline
+    from flows.models import load_pipeline
+    from flows.personalize import cut_out
 
     masks: Sequence[Path | None] = mask or [None] * len(reference)
     references = [cut_out(path, chosen, noun, cut) for path, cut in zip(reference, masks, strict=True)]

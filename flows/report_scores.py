@@ -10,7 +10,8 @@ from typing import Any
 from dreamcache.dreambooth.scoring import ROWS, SUMMARY
 from dreamcache.dreambooth.summary import METRICS, Row, compare, prompt_name
 from flows.charts import Line, line_chart
-from flows.evaluation_plans import COMPARED, GIVEN, SWEEP, TRAINED
+from flows.evaluation_plans import COMPARED, SWEEP, TRAINED
+from flows.given import GIVEN
 from flows.profiles import Profile
 from flows.report_training import current_evaluations
 from flows.score_tables import COMMITTED, METRIC_NAMES, REAL, ROLES, notes
@@ -40,8 +41,11 @@ def scores(profile: Profile, run: Path) -> dict[str, Any] | None:
     for folder in sorted(path.parent for path in run.glob(f"{GIVEN}*/done.json")):
         name, rows = folder.name.removeprefix(GIVEN), list(read_json_lines(folder / ROWS))
         given = _summary(run, folder.name)
-        lines.append((name, notes(given)["given"], given["variants"]["given"]))
-        differences.append((f"adapters - {name}", _difference(own, "adapters", rows, "given")))
+        of_given = notes(given)
+        labels = {"given": name, "adapters": name, "wrong-reference": f"{name}, wrong reference"}
+        lines += [(labels[one], of_given[one], kinds) for one, kinds in given["variants"].items() if one in labels]
+        first = "given" if "given" in given["variants"] else "adapters"
+        differences.append((f"adapters - {name}", _difference(own, "adapters", rows, first)))
     lines.append((ROLES[REAL][0], said.get(REAL, ""), summary["real_against_real"]))
     differences = [(label, kinds) for label, kinds in differences if kinds]
     metrics = [metric for metric in METRICS if any(metric in kinds.get("overall", {}) for *_, kinds in lines)]

@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -25,16 +26,20 @@ from flows.command import (
 from flows.profiles import Profile
 from flows.ui import ui
 
+if TYPE_CHECKING:
+    from flows.given import Given
+
 
 def evaluate(
     images: Annotated[
         Path | None, typer.Option(help="a folder with an image a case: SUBJECT/PROMPT-POSITION.png")
     ] = None,
+    adapters: Annotated[
+        str | None, typer.Option(help="adapters that no run trained: a folder, a Hub name, the authors' .pt file")
+    ] = None,
     calibrate: Annotated[bool, typer.Option("--calibrate", help="real images against real images instead")] = False,
     rows: Annotated[Path | None, typer.Option(help="sum up an evaluation's folder again, from its stored rows")] = None,
-    name: Annotated[
-        str | None, typer.Option(help="what the scores are called", show_default="the folder's name")
-    ] = None,
+    name: Annotated[str | None, typer.Option(help="what the scores are called", show_default="as these")] = None,
     dataset: Annotated[
         Path | None, typer.Option(help="DreamBooth's folder (see fetch-dreambooth), in place of the profile's")
     ] = None,
@@ -44,21 +49,25 @@ def evaluate(
     as_json: JsonOption = False,
     debug: bool = False,
 ) -> None:
-    """Score any images as a run's own are scored, calibrate on the real ones, or sum up stored rows again.
+    """Score any images or adapters as a run's own, calibrate on the real images, or sum up stored rows again.
+
+    No dataset is needed. Adapters also get a picture of cases drawn by lot.
 
     Example: dreamcache evaluate --images peers/elite --dataset dreambooth/dataset --profile full --run runs/mine
+
+    Example: dreamcache evaluate --adapters cross_attention-STEP.pt --profile full --run runs/released
     """
-    if sum((images is not None, calibrate, rows is not None)) != 1:
-        fail("evaluate needs one of --images FOLDER, --calibrate and --rows FOLDER", 2)
+    if sum((images is not None, adapters is not None, calibrate, rows is not None)) != 1:
+        fail("evaluate needs one of --images FOLDER, --adapters PLACE, --calibrate and --rows FOLDER", 2)
     given = list(settings or [])
     given += [f"benchmark={dataset}"] if dataset else []
     chosen, folder, changed = configuration(profile, run, given, of_run=False)
+    from flows.given import Given
     from flows.score_tables import calibration, calibration_table, recomputed, summary_table
 
     if rows is None:
-        called = name or (images.name if images else "real")
         with json_apart(as_json):
-            rows = _score_images(chosen, folder, changed, images, called, debug)
+            rows = _score(chosen, folder, changed, Given(str(images) if images else None, adapters, name or ""), debug)
     if calibrate:
         content = calibration(rows, chosen.dino, chosen.clip)
     else:
@@ -68,28 +77,26 @@ def evaluate(
         print_json(content | {"rows": str(rows)})
         return
     print(calibration_table(content) if calibrate else summary_table(content))
-    if images or calibrate:
+    if images or adapters or calibrate:
         print(f"Rows: {rows}")
+        if adapters:
+            print(f"Gallery: {rows / 'gallery.jpg'}")
     else:
         said = "the same, to the last digit" if content["as_stored"] else "something else: it is not of these rows"
         print(f"summary.json says {said}.")
 
 
-def _score_images(
-    profile: Profile, run: Path, settings: dict[str, Any], images: Path | None, name: str, debug: bool
-) -> Path:
-    """Score a folder's images, or the real ones for None, where that is not up to date; returns the folder of rows."""
-    from flows.evaluation_plans import remaining_scores, scores_folder
+def _score(profile: Profile, run: Path, settings: dict[str, Any], given: Given, debug: bool) -> Path:
+    """Score what is given where that is not up to date; returns the folder of rows."""
     from flows.lock import locked
 
-    folder, reasons = scores_folder(run, images, name), remaining_scores(profile, run, images, name)
+    reasons = given.remaining(profile, run)
     with locked(run):  # if another process works there, say so before anything is started
         pass
     if reasons:
         print("\n".join(["To do:", *reasons]), flush=True)
-        more = {"images": None if images is None else str(images), "name": name}
-        run_flow("evaluate", profile.name, run, settings, debug, **more)
-    return folder
+        run_flow("evaluate", profile.name, run, settings, debug, **asdict(given))
+    return run / given.label
 
 
 def compare(
@@ -124,14 +131,14 @@ def gallery(
 
     Example: dreamcache gallery runs/mine --count 40
     """
-    from flows.gallery import gallery_sheet
+    from flows.gallery import gallery_sheet, save
     from flows.profiles import recorded_profile
 
     profile = recorded_profile(run)
     if profile is None:
         raise FileNotFoundError(f"{run}: there is no run in this folder")
     sheet = out or run / "gallery.jpg"
-    gallery_sheet(profile, run, name, count, seed).save(sheet, quality=88, optimize=True)
+    save(gallery_sheet(profile, run, name, count, seed), sheet)
     print(f"Gallery: {sheet}")
 
 

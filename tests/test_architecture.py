@@ -85,7 +85,7 @@ def test_deployments_resolve() -> None:
             given = deployment["parameters"]
             workers = load_profile(given["profile"], given.get("settings")).workers
             submits_to |= {workers.deployment, workers.evaluation} - {None}
-    flows = ("build-dataset", "train-adapters", "evaluate-adapters", "evaluate-images", "dreamcache-pipeline")
+    flows = ("build-dataset", "train-adapters", "evaluate-adapters", "evaluate-given", "dreamcache-pipeline")
     by_workers = {"build-block/gpu", "build-dataset/workers", "evaluate-block/gpu", "evaluate-adapters/workers"}
     assert names == {f"{flow}/{profile}" for flow in flows for profile in ("miniature", "full")} | by_workers
     assert submits_to == {"build-block/gpu", "evaluate-block/gpu"}

@@ -118,7 +118,7 @@ def test_calibration_by_pair_and_by_subject(work: Workplace) -> None:
 
 def test_what_is_wrong_is_one_line(work: Workplace) -> None:
     for words, code, text in (
-        (("evaluate",), 2, "one of --images FOLDER, --calibrate and --rows FOLDER"),
+        (("evaluate",), 2, "one of --images FOLDER, --adapters PLACE, --calibrate and --rows FOLDER"),
         (("evaluate", "--images", str(work.folder / "nowhere")), 1, "nowhere: no such folder"),
         (("evaluate", "--images", str(work.folder / "elite"), "--name", "../x"), 1, "not made of letters"),
         (("evaluate", "--rows", str(work.folder / "elite")), 1, "rows.jsonl does not exist"),

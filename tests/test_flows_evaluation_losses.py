@@ -11,7 +11,7 @@ from dreamcache.backbone import load_backbone
 from dreamcache.configs import LossWeights
 from dreamcache.training import train_adapters
 from flows.evaluation import adapter_models, held_out_file, write_held_out_loss
-from flows.evaluation_plans import COMPARED, TRAINED, held_out_inputs
+from flows.evaluation_plans import COMPARED, TRAINED, adapters_of, held_out_inputs
 from flows.profiles import load_profile
 from flows.report_training import held_out_losses, training
 
@@ -23,7 +23,7 @@ def test_compared_adapters_have_their_losses_weighted_as_the_runs_own(tmp_path: 
     paths = write_tiny_triplets(tmp_path)
     train_adapters(load_backbone(profile.backbone), paths, profile.training, tmp_path / "training")
     held_out_file(tmp_path).parent.mkdir()
-    written = write_held_out_loss(profile, tmp_path, adapter_models(profile, tmp_path, COMPARED))
+    written = write_held_out_loss(profile, tmp_path, adapter_models(profile, adapters_of(profile, tmp_path, COMPARED)))
     assert json.loads(written.read_text()) == pytest.approx(held_out_losses(tmp_path), rel=1e-4)
     # Other triplets or settings make the loss another one.
     before = held_out_inputs(profile, tmp_path, COMPARED)

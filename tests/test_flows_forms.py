@@ -8,7 +8,7 @@ from prefect.utilities.schema_tools.validation import validate
 from flows.ablate import ablate_adapters
 from flows.build_dataset import build_dataset
 from flows.evaluate_adapters import evaluate_adapters
-from flows.evaluate_images import evaluate_images
+from flows.evaluate_given import evaluate_given
 from flows.pipeline import dreamcache_pipeline
 from flows.profiles import load_profile, miniature_checkpoints
 from flows.settings import setting_names
@@ -19,7 +19,7 @@ FIELDS = SCHEMA["properties"]["settings"]["properties"]
 
 
 def test_all_flows_show_the_same_fields() -> None:
-    for one in (ablate_adapters, dreamcache_pipeline, evaluate_adapters, evaluate_images, train_adapters):
+    for one in (ablate_adapters, dreamcache_pipeline, evaluate_adapters, evaluate_given, train_adapters):
         assert one.parameters.properties["settings"]["properties"] == FIELDS
 
 

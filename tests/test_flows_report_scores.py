@@ -32,6 +32,8 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     masked = [row | {"mdino": None if row["live"] else 0.4, "masking": masking} for row in own]
     write(tmp_path, "evaluation", masked)
     write(tmp_path, "evaluation-of-elite", [row | {"seed": None} for row in make_rows("given", 0.25)])
+    theirs = [row for kind, dino in (("adapters", 0.28), ("no-adapters", 0.2)) for row in make_rows(kind, dino)]
+    write(tmp_path, "evaluation-of-theirs", [*theirs, *make_rows("wrong-reference", 0.22)])
     for name, dino in (("image-0.5", 0.31), ("image-2", 0.35), ("text-3", 0.36)):
         write(tmp_path, f"sweep/{name}", make_rows("adapters", dino))
     current = [("evaluation", None), *((f"sweep/{point}", None) for point in PROFILE.sweep.points())]
@@ -45,15 +47,18 @@ def test_one_table_of_all_and_one_of_hard_subjects(run: Path) -> None:
     assert found is not None and found["metrics"] == ["DINO", "CLIP-I", "CLIP-T", "MDINO"]
     assert "on white, where it was found with a box score of at least 0.3: in 12 of 16 images" in found["text"]
     everyone, hard = found["tables"]
-    labels = ["No adapters", "Adapters just trained", "elite", "Real against real"]
+    theirs = ["theirs", "theirs, wrong reference"]  # what is there without adapters is the run's own
+    labels = ["No adapters", "Adapters just trained", "elite", *theirs, "Real against real"]
     assert [row["label"] for row in everyone["rows"]] == [row["label"] for row in hard["rows"]] == labels
-    assert [row["cells"][0]["value"] for row in everyone["rows"]] == ["0.350", "0.450", "0.400", "0.900"]
-    assert [row["cells"][0]["value"] for row in hard["rows"]] == ["0.250", "0.350", "0.300", "0.900"]
-    assert [row["cells"][3]["value"] for row in everyone["rows"]] == ["0.400", "0.400", "", ""]
+    dino = [[row["cells"][0]["value"] for row in table["rows"]] for table in (everyone, hard)]
+    assert dino[0] == ["0.350", "0.450", "0.400", "0.430", "0.370", "0.900"]
+    assert dino[1] == ["0.250", "0.350", "0.300", "0.330", "0.270", "0.900"]
+    assert [row["cells"][3]["value"] for row in everyone["rows"]] == ["0.400", "0.400", "", "", "", ""]
     differences = {row["label"]: row["cells"][0] for row in everyone["differences"]}
     assert differences == {
         "adapters - no-adapters": {"value": "+0.100", "interval": "[+0.100, +0.100]"},
         "adapters - elite": {"value": "+0.050", "interval": "[+0.050, +0.050]"},
+        "adapters - theirs": {"value": "+0.020", "interval": "[+0.020, +0.020]"},
     }
     by_subject, by_prompt = found["breakdowns"]
     assert by_subject["rows"][3] == {"label": "s3", "cells": ["0.600", "0.500", "0.250", ""]}
