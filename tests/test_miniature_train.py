@@ -11,6 +11,7 @@ import pytest
 import torch
 from diffusers import StableDiffusionPipeline
 from torch import nn
+from transformers import ViTModel
 
 from miniature.grammar import taxonomy, vocabulary_text
 from miniature.subjects import CLASSES
@@ -114,6 +115,26 @@ def test_the_embedder_learns_from_the_subject_patches_first_and_reads_all_of_the
         shuffled = torch.stack([torch.randperm(256, generator=generator) for _ in range(2)])
         assert torch.allclose(dino.read(vit, images, shuffled)[0], whole, atol=1e-5)
         assert not torch.allclose(dino.read(vit, images, chosen)[0], whole, atol=1e-2)
+
+
+@pytest.mark.parametrize(("refine", "read"), [(False, [dino.TOKENS, None]), (True, [None, None])])
+def test_the_embedder_reads_images_whole_in_the_end_and_to_refine_always(
+    refine: bool, read: list[int | None], pool: Pool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen, real = list[int | None](), dino.read
+    if refine:
+        shutil.copytree(CHECKPOINTS / "dino", tmp_path / "dino")
+
+    def spied(vit: nn.Module, images: torch.Tensor, patches: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
+        seen.append(None if patches is None else patches.shape[1])
+        return real(vit, images, patches)
+
+    monkeypatch.setattr(dino, "read", spied)
+    monkeypatch.setattr(dino, "sample_groups", lambda *_: list(range(4)))  # the pool is too small to draw from
+    dino.train(Workspace(pool, tmp_path / "states", tmp_path, torch.device("cpu"), steps=2, refine=refine))
+    assert seen == read
+    finished = ViTModel.from_pretrained(tmp_path / "dino", add_pooling_layer=False)
+    assert all(weights.isfinite().all() for weights in finished.parameters())
 
 
 def test_a_mirror_image_keeps_the_looks_that_the_embedder_names() -> None:
