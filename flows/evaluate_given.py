@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from prefect import flow
 
-from dreamcache.dreambooth.evaluation import Evaluation
 from flows.evaluate_adapters import draw_benchmark
 from flows.evaluation import adapter_models, make_evaluation
 from flows.evaluation_plans import scored_step
@@ -38,21 +38,20 @@ def evaluate_given(
         name: what the results are called, by default as these; they lie in RUN/evaluation-of-NAME.
     """
     chosen, folder = load_profile(profile, settings or {}), local_folder(run)
-    given = Given(images, adapters, name or "")
+    given = Given(images or None, adapters or None, name or None)  # a form leaves empty texts
     with locked(folder):
         if isinstance(chosen.benchmark, DrawnBenchmark):
             draw_benchmark(chosen.benchmark, folder)
         evaluation = given.evaluation(chosen, folder)
         if scored_step(evaluation, given.label).changes():
-            if adapters is None:
-                make_evaluation(evaluation, chosen, given.label, _no_models)
-            else:
-                make_evaluation(evaluation, chosen, given.label, adapter_models(chosen, adapters), _gallery(evaluation))
+            sampled = given.adapters is not None
+            models = adapter_models(chosen, str(given.adapters)) if sampled else _no_models
+
+            def pictures(results: Path) -> list[Path]:
+                return [write_gallery(evaluation, results / "gallery.jpg")] if sampled else []
+
+            make_evaluation(evaluation, chosen, given.label, models, pictures)
     return str(evaluation.folder)
-
-
-def _gallery(evaluation: Evaluation) -> Any:
-    return lambda folder: [write_gallery(evaluation, folder / "gallery.jpg")]
 
 
 def _no_models() -> tuple[Any, Any, str]:

@@ -29,25 +29,28 @@ GIVEN, CALIBRATION = "evaluation-of-", "calibration"
 class Given:
     """A folder of images, or adapters (a folder, a Hub name, the authors' released file); for neither, the real images.
 
-    `name` is what the scores are called. ValueError for both at once, and for a name that is no plain folder's name.
+    `name` is what the scores are called, by default the place's own name. ValueError for both at once, and for a name
+    that is no plain folder's name.
     """
 
     images: str | None = None
     adapters: str | None = None
-    name: str = ""
+    name: str | None = None
 
     def __post_init__(self) -> None:
         if self.images is not None and self.adapters is not None:
             raise ValueError("images and adapters are both given: score one of them at a time")
-        place = Path(self.images or self.adapters or CALIBRATION)
-        object.__setattr__(self, "name", self.name or (place.stem if place.suffix == ".pt" else place.name))
-        if not re.fullmatch(r"[0-9A-Za-z_-]+", self.name):
-            raise ValueError(f"the name {self.name!r} is not made of letters, digits, _ and -: give another by --name")
+        name = self.label.removeprefix(GIVEN)
+        if not re.fullmatch(r"[0-9A-Za-z_-]+", name):
+            raise ValueError(f"the name {name!r} is not made of letters, digits, _ and -: give another by --name")
 
     @property
     def label(self) -> str:
         """The name of the folder in the run folder in which the scores lie."""
-        return CALIBRATION if self.images is None and self.adapters is None else f"{GIVEN}{self.name}"
+        if (given := self.images or self.adapters) is None:
+            return CALIBRATION
+        place = Path(given)
+        return GIVEN + (self.name or (place.stem if place.suffix == ".pt" else place.name))
 
     def evaluation(self, profile: Profile, run: Path) -> Evaluation:
         """Its evaluation; the benchmark must be there. Raises for images that are not the very images of the cases."""

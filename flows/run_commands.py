@@ -67,7 +67,7 @@ def evaluate(
 
     if rows is None:
         with json_apart(as_json):
-            rows = _score(chosen, folder, changed, Given(str(images) if images else None, adapters, name or ""), debug)
+            rows = _score(chosen, folder, changed, Given(str(images) if images else None, adapters, name), debug)
     if calibrate:
         content = calibration(rows, chosen.dino, chosen.clip)
     else:
