@@ -16,7 +16,7 @@ from datagen import masks
 from datagen.masks import MasksConfig, ProposedMasks, ScoredBox
 from dreamcache.dreambooth.cases import load_benchmark
 from dreamcache.dreambooth.embedders import load_dinov2, open_image
-from dreamcache.dreambooth.generation import generate_cases, generate_shard
+from dreamcache.dreambooth.generation import generate_cases
 from dreamcache.dreambooth.masked import subject_alone, write_pictures
 from dreamcache.dreambooth.rows import score_cases
 from dreamcache.dreambooth.scoring import embed_cases, embed_shard
@@ -228,9 +228,7 @@ def test_a_mask_that_does_not_fit_is_named_with_its_image(world, tmp_path):
             embed_shard(evaluation, "masked", None, cat, evaluation.masked_plan(None, cat), world.embedders)
     (folder / "cat/02.mask.png").write_bytes(b"no image")  # the reference's
     with pytest.raises(ValueError, match="cat/02.png: its mask is not a readable image"):
-        generate_shard(
-            world.evaluation(tmp_path / "e", benchmark=benchmark), "adapters", cat, world.backbone, world.adapters
-        )
+        generate_cases(world.evaluation(tmp_path / "e", benchmark=benchmark), world.backbone, world.adapters)
 
 
 def test_dinov2_reads_224_pixels_of_a_table_for_518(tmp_path):

@@ -4,6 +4,8 @@ import io
 import json
 import os
 import re
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -73,9 +75,10 @@ def test_images_are_those_of_the_cases(world, finished):
         )
         stored = dict(read_tar_records(evaluation.image_plan(variant, cup).path))
         for case, image in zip(cases, expected, strict=True):
-            np.testing.assert_array_equal(
-                np.asarray(Image.open(io.BytesIO(stored[case.key]["png"]))), np.asarray(image)
-            )
+            # Sampled beside other subjects' images, so the same up to rounding.
+            found = np.asarray(Image.open(io.BytesIO(stored[case.key]["png"])), dtype=int)
+            far = [np.abs(found - np.asarray(other, dtype=int)).max() for other in expected]
+            assert np.abs(found - np.asarray(image, dtype=int)).max() <= 1 and sorted(far)[1] > 20
             record = json.loads(stored[case.key]["json"])
             assert record["reference"] == (None if shown is None else f"{shown.name}-00")
             assert record["seed"] == case.seed and record["reference_masked"] == (None if shown is None else True)
@@ -156,7 +159,7 @@ def test_nothing_is_done_twice_and_a_change_redoes_what_depends_on_it(world, fin
 
 def test_a_killed_run_goes_on_where_it_was(world, finished, tmp_path, monkeypatch):
     evaluation = world.evaluation(tmp_path / "evaluation")
-    shard, calls = generation.generate_shard, []
+    shard, calls = generation._write_shard, []
 
     def dies(*args):
         calls.append(args)
@@ -164,7 +167,7 @@ def test_a_killed_run_goes_on_where_it_was(world, finished, tmp_path, monkeypatc
             raise KeyboardInterrupt
         shard(*args)
 
-    monkeypatch.setattr(generation, "generate_shard", dies)
+    monkeypatch.setattr(generation, "_write_shard", dies)
     with pytest.raises(KeyboardInterrupt):
         world.run(evaluation)
     monkeypatch.undo()
@@ -177,6 +180,21 @@ def test_a_killed_run_goes_on_where_it_was(world, finished, tmp_path, monkeypatc
     assert world.run(evaluation, reports)[0] == 11
     assert [report["made"] for report in reports[:3]] == [False, True, True]
     assert contents(evaluation.folder) == contents(finished[0].folder)
+
+
+def test_an_image_is_the_same_to_the_last_bit_whichever_are_there_already(world, finished, tmp_path):
+    folder, sampled = shutil.copytree(finished[0].folder, tmp_path / "evaluation"), []
+    evaluation, path = world.evaluation(folder), "images/adapters/00002.tar"
+    hook = world.backbone.unet.register_forward_pre_hook(lambda _, inputs: sampled.append(len(inputs[0])))
+    try:
+        for block in (None, range(2, 3)):
+            (folder / path).unlink()
+            assert generate_cases(replace(evaluation, block=block), world.backbone, world.adapters) == 1
+            assert (folder / path).read_bytes() == (finished[0].folder / path).read_bytes()
+    finally:
+        hook.remove()
+    # Four subjects of two images in three branches: as they were sampled first.
+    assert max(sampled) == 24
 
 
 def test_images_of_nothing_are_rejects(world, tmp_path):

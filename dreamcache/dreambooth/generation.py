@@ -3,6 +3,7 @@
 import io
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,12 +12,14 @@ from dreamcache.dreambooth.config import Variant
 from dreamcache.dreambooth.evaluation import Evaluation
 from dreamcache.dreambooth.references import shown_reference
 from shards.memory import in_batches
+from shards.stage import ShardPlan
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
     from dreamcache.adapters import AdapterSet
     from dreamcache.backbone import Backbone
+    from dreamcache.cache import FeatureCache
 
 Report = Callable[[dict[str, Any]], None]
 
@@ -36,17 +39,19 @@ def generate_cases(
         backbone, adapters: the models whose identities the evaluation names; adapters may be None where no variant uses
             them.
         batch_size: images sampled at a time, fewer where a GPU's memory does not hold them; it changes them by rounding
-            only.
+            only. Subjects of few images are sampled together.
         report: called after each shard with stage, variant, subject, done, total and made (False: it was up to date).
         ip_adapter: where IP-Adapter lies, for the variant of that name.
 
     Raises:
-        ValueError: as `generate_shard`.
+        ValueError: when a variant needs adapters and there are none, a reference's mask does not fit it, or the
+            backbone is not in the evaluation's dtype.
     """
+    backbone.require_dtype(evaluation.config.dtype, "evaluation")
     made = 0
     plans = evaluation.image_plans()
     with ExitStack() as stack:
-        pipeline = None
+        pipeline, sampler = None, None
         for done, (variant, subject, plan) in enumerate(plans, start=1):
             if stale := plan.state() != "done":
                 if variant == "ip-adapter" and pipeline is None:
@@ -54,7 +59,9 @@ def generate_cases(
                 elif variant != "ip-adapter" and pipeline is not None:
                     stack.close()  # the others see the U-Net without it
                     pipeline = None
-                generate_shard(evaluation, variant, subject, backbone, adapters, batch_size, pipeline)
+                if sampler is None or sampler.variant != variant:
+                    sampler = _Sampler(evaluation, variant, backbone, adapters, batch_size, pipeline)
+                _write_shard(evaluation, subject, plan, sampler)
                 made += 1
             if report is not None:
                 report(
@@ -72,50 +79,93 @@ def _ip_adapted(evaluation: Evaluation, backbone: "Backbone", location: str | Pa
     return ip_adapted(backbone, location, evaluation.config.ip_adapter_scale)
 
 
-def generate_shard(
-    evaluation: Evaluation,
-    variant: Variant,
-    subject: Subject,
-    backbone: "Backbone",
-    adapters: "AdapterSet | None",
-    batch_size: int = 8,
-    ip_adapter: Any = None,
-) -> None:
-    """Sample one subject's images for one variant: PNG, with the case and the reference's key in KEY.json.
+class _Sampler:
+    """Samples a variant's images, those of several subjects at once where a batch holds them.
 
-    An image of one colour, which is what NaN turns into, is a reject. `ip_adapter` is a pipeline for that variant.
-
-    Raises:
-        ValueError: when the variant needs adapters and there are none, the reference's mask does not fit it, or the
-            backbone is not in the evaluation's dtype.
+    Which subjects share a batch depends on their places alone, so that an image is the same, to the last bit, whichever
+    shards are there already and whichever process makes it.
     """
-    from dreamcache.cache import cache_reference
-    from dreamcache.sampling import sample_images
 
-    backbone.require_dtype(evaluation.config.dtype, "evaluation")
-    reference = evaluation.reference(variant, subject)
-    config, cases = evaluation.config.sampling, evaluation.cases(subject)
-    shown = None if reference is None else shown_reference(reference, backbone.image_size)
-    if variant not in ("no-adapters", "ip-adapter") and adapters is None:
-        raise ValueError(f"the variant {variant} needs adapters; give them, or take it out of the variants")
-    plan = evaluation.image_plan(variant, subject)
-    execution: dict[str, Any] = {"batch_size": batch_size, "device": str(backbone.device)}
-    with plan.writing(execution, records_in=len(cases)) as out:
-        used, cache, whose = None, None, evaluation.shown(variant, subject)
-        if variant != "ip-adapter" and whose is not None and shown is not None and adapters is not None:
-            used, cache = adapters, cache_reference(backbone, shown, **adapters.cache_settings(whose.class_word))
+    def __init__(
+        self,
+        evaluation: Evaluation,
+        variant: Variant,
+        backbone: "Backbone",
+        adapters: "AdapterSet | None",
+        batch_size: int,
+        ip_adapter: Any,
+    ) -> None:
+        if variant not in ("no-adapters", "ip-adapter") and adapters is None:
+            raise ValueError(f"the variant {variant} needs adapters; give them, or take it out of the variants")
+        self.variant = variant
+        self.execution: dict[str, Any] = {"batch_size": batch_size, "device": str(backbone.device)}
+        self._evaluation, self._backbone, self._adapters = evaluation, backbone, adapters
+        self._batch_size, self._ip_adapter = batch_size, ip_adapter
+        self._waiting: dict[str, Image] = {}
 
-        def sample(batch: Sequence[Case]) -> "list[Image]":
-            prompts, seeds = [case.prompt for case in batch], [case.seed for case in batch]
-            if variant == "ip-adapter":
+    def images(self, subject: Subject) -> "list[Image]":
+        """The images of a subject's cases, in their order."""
+        cases = self._evaluation.cases(subject)
+        if cases[0].key not in self._waiting:
+            self._waiting = self._sampled(self._together(subject))
+        return [self._waiting.pop(case.key) for case in cases]
+
+    def _together(self, subject: Subject) -> list[Subject]:
+        """The subjects that are sampled with this one: of all that are evaluated, not of the block alone."""
+        subjects = replace(self._evaluation, block=None).subjects
+        most = max(len(self._evaluation.cases(one)) for one in subjects)
+        size = 1 if self.variant == "ip-adapter" else max(1, self._batch_size // most)
+        place = subjects.index(subject)
+        return subjects[place - place % size :][:size]
+
+    def _sampled(self, subjects: Sequence[Subject]) -> "dict[str, Image]":
+        """The images of subjects by their cases' keys."""
+        references = [self._reference(subject) for subject in subjects]
+        caches = [self._cache(*pair) for pair in zip(subjects, references, strict=True)]
+        cases = [(case, place) for place, subject in enumerate(subjects) for case in self._evaluation.cases(subject)]
+        self.execution["batch_size"] = self._batch_size
+
+        def sample(batch: Sequence[tuple[Case, int]]) -> "list[Image]":
+            from dreamcache.cache import FeatureCache
+            from dreamcache.sampling import sample_images
+
+            prompts, seeds = [case.prompt for case, _ in batch], [case.seed for case, _ in batch]
+            config = self._evaluation.config.sampling
+            if self.variant == "ip-adapter":
                 from dreamcache.dreambooth.ip_adapter import sample_ip_adapter
 
-                assert shown is not None
-                return sample_ip_adapter(ip_adapter, shown, prompts, config, seeds)
-            return sample_images(backbone, used, cache, prompts, config, seeds=seeds, batch_size=len(batch))
+                assert references[0] is not None
+                return sample_ip_adapter(self._ip_adapter, references[0], prompts, config, seeds)
+            shown = [cache for _, place in batch if (cache := caches[place]) is not None]
+            alone = len({place for _, place in batch}) == 1
+            cache = None if not shown else shown[0] if alone else FeatureCache.stack(shown)
+            adapters = None if cache is None else self._adapters
+            return sample_images(self._backbone, adapters, cache, prompts, config, seeds=seeds, batch_size=len(batch))
 
-        batches = in_batches(cases, execution, sample)
-        for case, image in (pair for batch, images in batches for pair in zip(batch, images, strict=True)):
+        batches = in_batches(cases, self.execution, sample)
+        return {case.key: image for batch, images in batches for (case, _), image in zip(batch, images, strict=True)}
+
+    def _reference(self, subject: Subject) -> "Image | None":
+        reference = self._evaluation.reference(self.variant, subject)
+        return None if reference is None else shown_reference(reference, self._backbone.image_size)
+
+    def _cache(self, subject: Subject, reference: "Image | None") -> "FeatureCache | None":
+        from dreamcache.cache import cache_reference
+
+        whose = self._evaluation.shown(self.variant, subject)
+        if self.variant == "ip-adapter" or whose is None or reference is None or self._adapters is None:
+            return None
+        return cache_reference(self._backbone, reference, **self._adapters.cache_settings(whose.class_word))
+
+
+def _write_shard(evaluation: Evaluation, subject: Subject, plan: ShardPlan, sampler: _Sampler) -> None:
+    """Write one subject's images of one variant: PNG, with the case and the reference's key in KEY.json.
+
+    An image of one colour, which is what NaN turns into, is a reject.
+    """
+    cases, reference = evaluation.cases(subject), evaluation.reference(sampler.variant, subject)
+    with plan.writing(sampler.execution, records_in=len(cases)) as out:
+        for case, image in zip(cases, sampler.images(subject), strict=True):
             record = {
                 "key": case.key,
                 "subject": case.subject,
