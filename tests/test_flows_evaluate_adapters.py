@@ -11,9 +11,9 @@ import torch
 from in_process import Said, run_command
 from PIL import Image
 from test_dreamcache_released import released_tensors
-from tiny_profile import as_arguments, tiny_settings
+from tiny_profile import as_arguments, save_tiny_adapters, tiny_settings
 
-from dreamcache import AdapterSet, load_backbone
+from dreamcache import AdapterSet
 from flows.evaluate_adapters import evaluate_adapters
 from flows.evaluation_plans import adapters_folder
 from flows.given import Given
@@ -30,14 +30,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def adapters(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Adapters that change what is sampled, which those do not that training starts from."""
-    folder, backbone = tmp_path_factory.mktemp("places") / "theirs", load_backbone(tiny_settings()["backbone"])
-    made = AdapterSet.from_pretrained(tiny_settings()["compare_with"], backbone)
-    torch.manual_seed(0)
-    for parameter in made.parameters():
-        parameter.data.add_(0.5 * torch.randn_like(parameter))
-    made.save_pretrained(folder)
-    return folder
+    return save_tiny_adapters(tmp_path_factory.mktemp("places") / "theirs")
 
 
 def evaluate(capsys: pytest.CaptureFixture[str], run: Path, adapters: Path | str, *words: str) -> Said:

@@ -11,11 +11,9 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-import torch
 from prefect import flow
-from tiny_profile import tiny_settings
+from tiny_profile import save_tiny_adapters, tiny_settings
 
-from dreamcache import AdapterSet, load_backbone
 from flows import evaluation_workers
 from flows.dispatch import Workers
 from flows.evaluate_adapters import evaluate
@@ -47,14 +45,7 @@ def profile(tmp_path_factory: pytest.TempPathFactory) -> Profile:
 
 @pytest.fixture(scope="module")
 def adapters(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Adapters that change what is sampled, which those do not that training starts from."""
-    folder, backbone = tmp_path_factory.mktemp("adapters"), load_backbone(tiny_settings()["backbone"])
-    made = AdapterSet.from_pretrained(tiny_settings()["compare_with"], backbone)
-    torch.manual_seed(0)
-    for parameter in made.parameters():
-        parameter.data.add_(0.5 * torch.randn_like(parameter))
-    made.save_pretrained(folder)
-    return folder
+    return save_tiny_adapters(tmp_path_factory.mktemp("adapters"))
 
 
 @pytest.fixture

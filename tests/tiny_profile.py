@@ -67,6 +67,20 @@ def tiny_settings() -> dict[str, Any]:
     }
 
 
+def save_tiny_adapters(folder: Path) -> Path:
+    """Adapters that change what is sampled, which those of `tiny_settings` do not: training starts from such."""
+    import torch
+
+    from dreamcache import AdapterSet
+
+    made = AdapterSet.from_pretrained(tiny_settings()["compare_with"])
+    torch.manual_seed(0)
+    for parameter in made.parameters():
+        parameter.data.add_(0.5 * torch.randn_like(parameter))
+    made.save_pretrained(folder)
+    return folder
+
+
 def as_arguments(settings: dict[str, Any]) -> list[str]:
     """Settings as the command line takes them."""
     return [word for name, value in settings.items() for word in ("--set", f"{name}={json.dumps(value)}")]
