@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import random
 from pathlib import Path
 
@@ -15,7 +14,6 @@ from flows.pictures import contact_sheet, written
 from flows.profiles import Profile
 from flows.report_pictures import sampled_image
 from flows.report_training import current_evaluations
-from shards.files import replace_file
 
 SIDE = 128
 CASES_A_ROW = 2
@@ -43,15 +41,11 @@ def gallery_sheet(profile: Profile, run: Path, name: str, count: int, seed: int)
 
 def write_gallery(evaluation: Evaluation, path: Path) -> Path:
     """Write 20 cases of an evaluation that stands by itself as one picture; returns its path."""
-    content = io.BytesIO()
-    save(drawn_by_lot(evaluation, evaluation), content)
-    replace_file(path, content.getvalue())
+    from dreamcache.checkpoints import written_at_once
+
+    with written_at_once(path) as temporary:
+        drawn_by_lot(evaluation, evaluation).save(temporary, "JPEG", quality=88, optimize=True)
     return path
-
-
-def save(sheet: Image.Image, place: Path | io.BytesIO) -> None:
-    """Write a picture of a gallery as JPEG."""
-    sheet.save(place, "JPEG", quality=88, optimize=True)
 
 
 def drawn_by_lot(evaluation: Evaluation, plain: Evaluation, count: int = 20, seed: int = 0) -> Image.Image:

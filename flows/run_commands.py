@@ -131,14 +131,14 @@ def gallery(
 
     Example: dreamcache gallery runs/mine --count 40
     """
-    from flows.gallery import gallery_sheet, save
+    from flows.gallery import gallery_sheet
     from flows.profiles import recorded_profile
 
     profile = recorded_profile(run)
     if profile is None:
         raise FileNotFoundError(f"{run}: there is no run in this folder")
     sheet = out or run / "gallery.jpg"
-    save(gallery_sheet(profile, run, name, count, seed), sheet)
+    gallery_sheet(profile, run, name, count, seed).save(sheet, quality=88, optimize=True)
     print(f"Gallery: {sheet}")
 
 

@@ -1,4 +1,4 @@
-"""What every test shares: one thread, no network, quiet Prefect, a home for its database; a pool of drawn scenes."""
+"""What every test shares: one thread, no network, quiet Prefect, a home for its database; drawn scenes, a server."""
 
 import os
 
@@ -8,6 +8,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("DO_NOT_TRACK", "1")
 os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import pytest
@@ -24,3 +25,14 @@ def pool(tmp_path_factory: pytest.TempPathFactory) -> "Pool":
     folder = tmp_path_factory.mktemp("pool")
     render_pool(folder, scenes=2 * GROUP, workers=1)
     return Pool(folder)
+
+
+@pytest.fixture(scope="module")
+def tiny_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A Prefect server for flows run with `tiny_settings`, whose models are made while it starts; its address."""
+    from tiny_profile import tiny_settings
+
+    from flows.server import prefect_server
+
+    with prefect_server(tmp_path_factory.mktemp("server"), meanwhile=tiny_settings) as address:
+        yield address

@@ -131,6 +131,8 @@ def test_a_gallery_is_drawn_by_lot(finished_run: tuple[Path, str], capsys: pytes
         app(["gallery", str(run), "--count", "3", *words], standalone_mode=False)
         sheets.append(Image.open(run / "gallery.jpg").convert("RGB").tobytes())
     assert sheets[0] == sheets[1] and len(set(sheets)) == 3
+    app(["gallery", str(run), "--count", "3", "--out", str(run / "sheet.png")], standalone_mode=False)
+    assert Image.open(run / "sheet.png").format == "PNG"
     with pytest.raises(SystemExit, match="1"):
         app(["gallery", str(run), "--name", "evalution"], standalone_mode=False)
     assert (

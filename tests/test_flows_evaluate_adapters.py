@@ -2,7 +2,6 @@
 
 import json
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -17,15 +16,9 @@ from dreamcache import AdapterSet
 from flows.evaluate_adapters import evaluate_adapters
 from flows.evaluation_plans import adapters_folder
 from flows.given import Given
-from flows.server import prefect_server
 
+pytestmark = pytest.mark.usefixtures("tiny_server")
 SETTINGS = {"evaluation.prompts": 1, "sweep.image_scales": [], "sweep.text_scales": []}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    with prefect_server(tmp_path_factory.mktemp("server"), meanwhile=tiny_settings) as address:
-        yield address
 
 
 @pytest.fixture(scope="module")

@@ -21,13 +21,8 @@ from flows.evaluate_block import evaluate_block
 from flows.evaluation_plans import adapters_folder, evaluation_of, evaluations
 from flows.evaluation_workers import make_on_workers
 from flows.profiles import Profile, load_profile, record_configuration
-from flows.server import prefect_server
 
-
-@pytest.fixture(scope="module", autouse=True)
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    with prefect_server(tmp_path_factory.mktemp("server"), meanwhile=tiny_settings) as address:
-        yield address
+pytestmark = pytest.mark.usefixtures("tiny_server")
 
 
 @pytest.fixture(scope="module")
