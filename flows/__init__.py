@@ -2,6 +2,8 @@
 
 from flows.messages import speak_in_prefect
 from flows.server import end_with_worker
+from shards.memory import keep_freed_memory
 
 end_with_worker()
+keep_freed_memory()
 speak_in_prefect()

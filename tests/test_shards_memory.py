@@ -1,7 +1,12 @@
-"""Peaks of memory in markers, and in what a dataset is estimated to take."""
+"""Peaks of memory in markers, and memory that is kept."""
 
+import platform
 import subprocess
 import sys
+
+import pytest
+
+from shards.memory import GPUS
 
 SCRIPT = """
 from shards import memory
@@ -20,3 +25,22 @@ def test_a_peak_lasts_until_it_is_forgotten() -> None:
     )
     assert int(said[0]) > 200_000_000 > int(said[1]) > 0
     assert said[2].strip() == "['memory']"  # no GPU was touched
+
+
+FAULTS = """
+import resource
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(20):
+    b"x" * 2**26  # as large as a layer's output, gone at once
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the C library is not glibc")
+@pytest.mark.skipif(any(path.exists() for path in GPUS), reason="there is a GPU: models do not run on the CPU")
+def test_memory_is_kept_by_what_runs_flows() -> None:
+    by_default, kept = (
+        int(subprocess.run([sys.executable, "-c", first + FAULTS], capture_output=True, text=True, check=True).stdout)
+        for first in ("", "import flows\n")
+    )
+    assert kept < by_default / 5

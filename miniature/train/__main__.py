@@ -14,6 +14,7 @@ from dreamcache.processes import join_processes, process_rank, wait_for_all
 from miniature.train.data import MEMBERS, VIEWS, Pool, render_pool
 from miniature.train.taxonomy import write_taxonomy
 from miniature.train.workspace import CHECKPOINTS, Workspace
+from shards.memory import keep_freed_memory
 
 # The detector and the U-Net begin with what clip has learned, and the U-Net sees what the autoencoder makes of scenes.
 ORDER = ("llama", "clip", "vae", "vae_whole", "dino", "sam", "detector", "unet")
@@ -32,6 +33,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path(".miniature"), help="pool and states (default: %(default)s)")
     parser.add_argument("--checkpoints", type=Path, default=CHECKPOINTS, help="finished checkpoints go here")
     arguments = parser.parse_args()
+    keep_freed_memory()
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
     pool_folder = arguments.work / f"pool-{arguments.scenes}-of-{MEMBERS}x{VIEWS}"
