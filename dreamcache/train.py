@@ -18,8 +18,9 @@ from dreamcache.backbone import load_backbone
 from dreamcache.configs import TrainingConfig
 from dreamcache.processes import join_processes, process_count, process_rank
 from dreamcache.training import train_adapters
+from shards.memory import keep_freed_memory
 from shards.run_folder import local_folder
-from shards.triplets import triplet_paths
+from shards.triplets import triplet_paths, unfinished_part
 
 EVERY = 10.0  # seconds between lines of the encoding
 
@@ -30,11 +31,12 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("run", type=Path, help="a run folder whose dataset is built")
     parser.add_argument("--workers", type=int, default=0, help="processes that read data, for each training process")
     given = parser.parse_args(arguments)
+    keep_freed_memory()
     device = join_processes()
     try:
         config, location = _settings(local_folder(given.run))
-        backbone = load_backbone(location, str(device), getattr(torch, config.dtype))
         paths, folder = triplet_paths(given.run), given.run / "training"
+        backbone = load_backbone(location, str(device), getattr(torch, config.dtype))
         report = PrintedProgress() if process_rank() == 0 else None
         adapters = train_adapters(backbone, paths, config, folder, report, workers=given.workers)
     except (ValueError, FileNotFoundError) as error:
@@ -53,10 +55,15 @@ def _settings(run: Path) -> tuple[TrainingConfig, str]:
         raise FileNotFoundError(f"{file} is missing: `dreamcache build-dataset --run {run}` writes it")
     try:
         content = json.loads(file.read_text())
-        return TrainingConfig(**content["training"]), str(content["backbone"])
+        settings, backbone = TrainingConfig(**content["training"]), str(content["backbone"])
+        built = content.get("dataset", {})
+        sizes = {name: built.get(name) for name in ("shards", "target_triplets")}
     except (json.JSONDecodeError, KeyError, TypeError, ValidationError) as error:
         reason = str(error).replace("\n", " ")
         raise ValueError(f"{file} holds no training's settings ({reason}): start build-dataset again") from error
+    if (part := unfinished_part(run, **sizes)) is not None:
+        raise FileNotFoundError(f"{run}: the dataset ({part}) is not finished: run build-dataset for it first")
+    return settings, backbone
 
 
 class PrintedProgress:

@@ -74,7 +74,10 @@ def train_adapters(
             _check_resumable(state["identity"], identity, folder)
             if state["step"] > config.steps:
                 raise ValueError(f"{folder} has trained {state['step']} steps, more than {config.steps}: use another")
-            if state["step"] == config.steps and (folder / "adapters" / "config.json").exists():
+            if state["step"] == config.steps:
+                if process_rank() == 0:  # the adapters may have been altered or removed since; the state is whole
+                    _write_adapters(backbone, config, state, folder)
+                wait_for_all()
                 return folder / "adapters"
         stored = store_latents(backbone, shards, config, report) if config.store_latents else None
         data = TrainingData(shards, config, backbone, stored)
@@ -92,14 +95,13 @@ class _Training:
     ) -> None:  # fmt: skip
         self.backbone, self.data, self.config, self.folder = backbone, data, config, folder
         self.identity, self.report = identity, report
-        fresh = {"backbone_identity": backbone.identity, "seed": config.seed, **config.adapters.model_dump()}
-        self.adapters = AdapterSet.for_unet(backbone.unet, **fresh)
+        self.adapters = _fresh_adapters(backbone, config)
         self.null_text = backbone.encode_prompts([""])
         if state is None and config.start == "self-attention":
             self._start_from_self_attention()
         self.average = None
         if config.ema_decay is not None:
-            self.average = AdapterSet.for_unet(backbone.unet, **fresh).requires_grad_(False)
+            self.average = _fresh_adapters(backbone, config).requires_grad_(False)
             self.average.load_state_dict(self.adapters.state_dict())
         # Decay would draw the projection away from [I | 0], which is no prior, as it is for the attention's weights.
         decayed = ("to_q.weight", "to_k.weight", "to_v.weight", "to_out.weight")
@@ -244,6 +246,18 @@ class _Training:
         save_state(self.folder / "state" / "training.pt", state)
 
 
+def _fresh_adapters(backbone: "Backbone", config: TrainingConfig) -> AdapterSet:
+    settings = {"backbone_identity": backbone.identity, "seed": config.seed, **config.adapters.model_dump()}
+    return AdapterSet.for_unet(backbone.unet, **settings)
+
+
+def _write_adapters(backbone: "Backbone", config: TrainingConfig, state: dict[str, Any], folder: Path) -> None:
+    """Write a training's adapters, or their moving average if it has one, out of its state."""
+    adapters = _fresh_adapters(backbone, config)
+    adapters.load_tensors(state["average"] or state["adapters"], "the training state")
+    adapters.save_pretrained(folder / "adapters")
+
+
 def _identity(backbone: "Backbone", shards: TripletShards, config: TrainingConfig) -> dict[str, Any]:
     """What must be the same when a training is resumed."""
     checksums = [checked_marker(path).shard.sha256 for path in shards.paths]
@@ -264,4 +278,6 @@ def _check_resumable(before: dict[str, Any], now: dict[str, Any], folder: Path) 
     changes += [f"the {name} are others" for name in ("triplets",) if before[name] != now[name]]
     changes += [f"the {name} is another" for name in ("backbone",) if before[name] != now[name]]
     if changes:
-        raise ValueError(f"the training in {folder} cannot go on: {', '.join(changes)}; use a new folder")
+        raise ValueError(
+            f"the training in {folder} cannot go on: {', '.join(changes)}; use a new folder, or move this one away"
+        )

@@ -25,11 +25,10 @@ from flows.evaluation_plans import (
 from flows.profiles import DrawnBenchmark, Profile, miniature_checkpoints, with_dataset_of
 from flows.steps import Step, recipe
 from shards.markers import Marker, checked_marker, read_marker
-from shards.run_folder import is_built
 from shards.statistics import stage_accounts
 from shards.store import bring, store_of, url_of
 from shards.transfer import bring_step, is_sent
-from shards.triplets import triplet_paths
+from shards.triplets import triplet_paths, unfinished_part
 
 DESCRIPTION_VERSION = 1
 TRAINING_VERSION = 1
@@ -41,18 +40,20 @@ def training_step(profile: Profile, run: Path) -> Step:
     models = {"backbone": model_identity(profile.backbone, "backbone")}
     # Pictures taken on the way change nothing of what is learned.
     settings = {name: value for name, value in profile.training.content().items() if name != "samples_every"}
-    try:
-        paths = triplet_paths(run)
-    except FileNotFoundError:
-        return Step("training", run / "training", recipe(TRAINING_VERSION, settings, models, {}), ("the dataset",))
+
+    def waiting(missing: str) -> Step:
+        return Step("training", run / "training", recipe(TRAINING_VERSION, settings, models, {}), (missing,))
+
     built = with_dataset_of(run, profile).dataset
-    if is_built(run) and built.target_triplets is None and len(paths) < (built.shards or 0):
-        missing = (f"the dataset ({len(paths)} of {built.shards} shards)",)
-        return Step("training", run / "training", recipe(TRAINING_VERSION, settings, models, {}), missing)
+    try:
+        part, paths = unfinished_part(run, built.shards, built.target_triplets), triplet_paths(run)
+    except FileNotFoundError:
+        return waiting("the dataset")
+    if part is not None:
+        return waiting(f"the dataset ({part})")
     markers = {path.relative_to(run).as_posix(): checked_marker(path) for path in paths}
     if outdated := [name for name, marker in markers.items() if _is_outdated(marker, run)]:
-        missing = (f"the dataset ({outdated[0]} is older than what it was made from)",)
-        return Step("training", run / "training", recipe(TRAINING_VERSION, settings, models, {}), missing)
+        return waiting(f"the dataset ({outdated[0]} is older than what it was made from)")
     inputs = {name: marker.shard.sha256 for name, marker in markers.items()}
     made_from = recipe(TRAINING_VERSION, settings, models, inputs)
     return Step("training", run / "training", made_from, extendable=frozenset({"steps"}))

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from shards.files import group_members
 from shards.markers import checked_marker, read_marker
+from shards.run_folder import is_built
 from shards.stage import StageSpec, plan_shard
 from shards.store import shard_files
 
@@ -145,3 +146,17 @@ def triplet_paths(run: str | os.PathLike[str]) -> list[Path]:
     if not paths:
         raise FileNotFoundError(f"{run} holds no finished triplet shard: run build-dataset for it first")
     return paths
+
+
+def unfinished_part(run: str | os.PathLike[str], shards: int | None, target_triplets: int | None) -> str | None:
+    """How much there is of a dataset whose build has not come to its end, such as "3 of 5 shards"; else None.
+
+    The sizes are those that it is built to; an import or a merge has none. FileNotFoundError as `triplet_paths`.
+    """
+    paths = triplet_paths(run)
+    if not is_built(Path(run)):
+        return None
+    if target_triplets is None:
+        return f"{len(paths)} of {shards} shards" if len(paths) < (shards or 0) else None
+    triplets = sum(checked_marker(path).records_out for path in paths)
+    return f"{triplets} of {target_triplets} triplets" if triplets < target_triplets else None

@@ -1,5 +1,6 @@
 import csv
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -151,6 +152,18 @@ def test_longer_training_goes_on_where_it_ended(backbone, paths, undisturbed, tm
     before = (tmp_path / "grown" / "log.csv").stat().st_mtime_ns
     assert train_adapters(backbone, paths, CONFIG, tmp_path / "grown") == tmp_path / "grown" / "adapters"
     assert (tmp_path / "grown" / "log.csv").stat().st_mtime_ns == before
+
+
+def test_altered_adapters_of_a_finished_training_are_written_again(backbone, paths, undisturbed, tmp_path):
+    folder = shutil.copytree(undisturbed, tmp_path / "trained")
+    weights = folder / "adapters" / "adapters.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"?")
+    (folder / "adapters" / "config.json").unlink()
+    train_adapters(backbone, paths, CONFIG, folder)
+    assert_same_training(folder, undisturbed)
+    shutil.rmtree(folder / "adapters")
+    train_adapters(backbone, paths, CONFIG, folder)
+    assert_same_training(folder, undisturbed)
 
 
 def test_accumulated_parts_are_one_batch(backbone, paths, undisturbed, tmp_path):

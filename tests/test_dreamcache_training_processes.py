@@ -112,6 +112,12 @@ def test_command_trains_a_run_and_names_what_is_missing(place, tmp_path, capsys)
     assert main([str(run)]) == 0
     out = capsys.readouterr().out
     assert "encoded 20 of 20 triplets" in out and "step 1 of 1" in out and "adapters" in out
+    (run / "captions").mkdir()  # a build, then, of three shards, or of more triplets than there are
+    for built, part in (({"shards": 3}, "2 of 3 shards"), ({"target_triplets": 21}, "20 of 21 triplets")):
+        content = {"backbone": str(place / "sd"), "training": few, "dataset": built}
+        (run / "config.json").write_text(json.dumps(content))
+        assert main([str(run)]) == 1
+        assert f"the dataset ({part}) is not finished: run build-dataset" in capsys.readouterr().err
     (run / "config.json").write_text(json.dumps({"backbone": "x", "training": {"steps": 0}}))
     assert main([str(run)]) == 1
     assert "holds no training's settings" in capsys.readouterr().err

@@ -21,7 +21,9 @@ from flows.profiles import Profile, changed_settings, load_profile, record_confi
 from flows.steps import Step, recipe
 from flows.verify import Verification, verify_run
 from shards.files import sha256_of
+from shards.markers import checked_marker
 from shards.merge import merge_runs
+from shards.triplets import triplet_paths
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -181,6 +183,14 @@ def test_training_waits_for_all_shards_of_a_build(profile: Profile, run: Path) -
     (run / "triplets" / "00001.done.json").unlink()
     with pytest.raises(FileNotFoundError, match=r"the dataset \(1 of 2 shards\) is not finished: run build-dataset"):
         check_inputs("train-adapters", load_profile("miniature"), run)
+
+
+def test_training_waits_for_all_triplets_of_a_build(profile: Profile, run: Path) -> None:
+    there = sum(checked_marker(path).records_out for path in triplet_paths(run))
+    for target, expected in ((there, ()), (there + 1, (f"the dataset ({there} of {there + 1} triplets)",))):
+        dataset = profile.dataset.model_copy(update={"target_triplets": target})
+        record_configuration(run, profile.model_copy(update={"dataset": dataset}), builds=True)
+        assert training_step(load_profile("miniature"), run).missing == expected
 
 
 def test_what_another_command_makes_is_not_repaired_but_named(run: Path) -> None:
