@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from shards.files import sha256_of
+from shards.hub import hub_commit, is_hub_name, not_fetched
 
 # What from_pretrained can read: weights, configurations, vocabularies. Readmes and pictures change no output.
 CONTENT_SUFFIXES = {".safetensors", ".bin", ".pt", ".pth", ".json", ".txt", ".model", ".jinja", ".py"}
@@ -19,11 +21,13 @@ CONTENT_SUFFIXES = {".safetensors", ".bin", ".pt", ".pth", ".json", ".txt", ".mo
 def model_identity(location: str, name: str = "model") -> str:
     """A model's identity: "sha256:..." over the files of a local folder or file, or "hub:OWNER/NAME@REVISION".
 
-    Raises FileNotFoundError, naming the setting `name`, if the location is neither.
+    Raises FileNotFoundError, naming the setting `name`, if the location is neither, OSError if the Hub is not reached.
     """
     path = Path(location).expanduser()
     if path.is_file():
-        return f"sha256:{_cached_sha256(path)}"
+        digest = _cached_sha256(path)
+        _save_cache()
+        return f"sha256:{digest}"
     if path.is_dir():
         files = sorted(file for file in path.rglob("*") if file.is_file() and file.suffix in CONTENT_SUFFIXES)
         if not files:
@@ -31,32 +35,12 @@ def model_identity(location: str, name: str = "model") -> str:
         lines = [f"{file.relative_to(path).as_posix()} {_cached_sha256(file)}\n" for file in files]
         _save_cache()
         return f"sha256:{hashlib.sha256(''.join(lines).encode()).hexdigest()}"
-    if not _may_be_on_hub(location):
-        raise FileNotFoundError(f"{name}: there is no folder {location}; name a local folder or a Hub model")
-    return f"hub:{location}@{hub_revision(location, name)}"
-
-
-def hub_revision(repository: str, name: str = "model") -> str:
-    """The commit of a Hub model: the one in the local cache if there is one, else the newest on the Hub."""
-    from huggingface_hub import constants, model_info
-
-    folder = Path(constants.HF_HUB_CACHE, f"models--{repository.replace('/', '--')}")
-    reference = folder / "refs" / "main"
-    if reference.is_file() and (folder / "snapshots" / reference.read_text().strip()).is_dir():
-        return reference.read_text().strip()
-    advice, missing = _advice(repository, name), f"{name}: there is no folder {repository}"
-    if constants.HF_HUB_OFFLINE:
-        raise FileNotFoundError(f"{missing}, nor is it in the local Hub cache, and HF_HUB_OFFLINE is set; {advice}")
-    try:
-        return str(model_info(repository).sha)
-    except Exception as error:  # the Hub's client raises errors of several families
-        problem = type(error).__name__
-        raise FileNotFoundError(f"{missing}, and the Hub does not give it ({problem}); {advice}") from None
+    return f"hub:{location}@{_hub_revision(location, name)}"
 
 
 def pinned(location: str, name: str) -> dict[str, str]:
     """Arguments of `from_pretrained` by which what runs is what `model_identity` named: a Hub model's revision."""
-    return {} if Path(location).expanduser().exists() else {"revision": hub_revision(location, name)}
+    return {} if Path(location).expanduser().exists() else {"revision": _hub_revision(location, name)}
 
 
 @contextlib.contextmanager
@@ -64,15 +48,17 @@ def loading(location: str, name: str) -> Iterator[dict[str, Any]]:
     """Load a model in this block; yields the arguments `pinned`.
 
     Raises FileNotFoundError, in one line with what to do, for whatever the libraries raise about weights that are
-    gated, absent or incomplete; `name` is the setting.
+    gated, absent or incomplete, and OSError where another try may help; `name` is the setting.
     """
     arguments = pinned(location, name)
     try:
         yield arguments
     except OSError as error:  # the Hub's errors are OSErrors too
+        if arguments:
+            raise not_fetched(location, error, name) from error
         first_line = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        advice = _advice(location, name) if arguments else f"set {name} to a complete folder"
-        raise FileNotFoundError(f"{name}: {location} does not load ({first_line}); {advice}") from error
+        kind = FileNotFoundError if error.errno in (None, errno.ENOENT) else OSError  # such as a disk that fails
+        raise kind(f"{name}: {location} does not load ({first_line}); set {name} to a complete folder") from error
 
 
 def checkpoint_file(location: str, file: str, name: str) -> Path:
@@ -90,15 +76,10 @@ def checkpoint_file(location: str, file: str, name: str) -> Path:
         return Path(hf_hub_download(location, file, **pinned))
 
 
-def _advice(repository: str, name: str) -> str:
-    return (
-        f"accept its terms on https://huggingface.co/{repository} and set HF_TOKEN, "
-        f"or download it elsewhere and set {name} to the local folder"
-    )
-
-
-def _may_be_on_hub(location: str) -> bool:
-    return location.count("/") == 1 and not location.startswith((".", "/", "~")) and not location.endswith("/")
+def _hub_revision(location: str, name: str) -> str:
+    if not is_hub_name(location):
+        raise FileNotFoundError(f"{name}: there is no folder {location}; name a local folder or a Hub model")
+    return hub_commit(location, name)
 
 
 def _cache_file() -> Path:

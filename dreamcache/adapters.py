@@ -15,6 +15,7 @@ from dreamcache.cache import DEFAULT_LAYERS, UNet, find_layer, layer_names, unwr
 from dreamcache.checkpoints import written_at_once
 from dreamcache.configs import AdapterConfig
 from dreamcache.integrations import INTEGRATIONS, ConditioningAdapter, LayerShape
+from shards.hub import hub_folder, is_hub_name
 
 if TYPE_CHECKING:
     from dreamcache.backbone import Backbone
@@ -174,9 +175,7 @@ class AdapterSet(nn.Module):
 
 def adapters_folder(location: str | Path) -> Path:
     """The local folder of adapters, given that or their name on the Hub; FileNotFoundError if there are none."""
-    from dreamcache.hub import hub_folder, is_hub_name
-
-    folder = Path(location)
+    folder = Path(location).expanduser()
     if not folder.exists() and is_hub_name(str(location)):
         folder = hub_folder(str(location), ("*.json", "adapters.safetensors"))
     for name in ("config.json", "adapters.safetensors"):

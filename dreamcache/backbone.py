@@ -11,7 +11,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from dreamcache.hub import hub_folder, is_hub_name
+from shards.hub import hub_folder, is_hub_name
 
 WEIGHTED_PARTS = ("unet", "vae", "text_encoder")
 # The files that diffusers and transformers load by default; a folder may hold the same weights in other forms too.
@@ -200,4 +200,4 @@ def _local_folder(location: str) -> Path:
             "a name on the Hub, such as stable-diffusion-v1-5/stable-diffusion-v1-5, whose page is "
             "https://huggingface.co/stable-diffusion-v1-5/stable-diffusion-v1-5 (HF_TOKEN is for gated ones)"
         )
-    return hub_folder(location, _FILES, pinned=True)
+    return hub_folder(location, _FILES)

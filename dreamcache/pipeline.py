@@ -14,8 +14,8 @@ from dreamcache.backbone import Backbone, load_backbone
 from dreamcache.cache import FeatureCache, cache_reference
 from dreamcache.checkpoints import written_at_once
 from dreamcache.configs import SamplingConfig
-from dreamcache.hub import is_hub_name
 from dreamcache.sampling import ddim_scheduler, sample_images
+from shards.hub import is_hub_name
 
 
 class DreamCachePipeline:

@@ -1,5 +1,7 @@
 """Gated, absent and incomplete weights: one line with the page, the token and the way by a local folder."""
 
+import errno
+import itertools
 import json
 import os
 import subprocess
@@ -17,7 +19,10 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 class Hub(BaseHTTPRequestHandler):
-    """As much of the Hub as a client sees of a gated model, whose files it refuses, and of one that is not there."""
+    """As much of the Hub as a client sees of a gated model, whose files it refuses, of one whose newest commit is
+    another at each question, of one while the Hub is down, and of one that is not there."""
+
+    questions = itertools.count()
 
     def log_message(self, format: str, *args: object) -> None:
         """Say nothing."""
@@ -25,6 +30,11 @@ class Hub(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         if self.path.startswith("/api/models/owner/gated"):
             status, code, body = 200, "", json.dumps({"id": "owner/gated", "sha": "0" * 40}).encode()
+        elif self.path.startswith("/api/models/owner/moving"):
+            body = json.dumps({"id": "owner/moving", "sha": f"{next(self.questions):040}"}).encode()
+            status, code = 200, ""
+        elif self.path.startswith("/api/models/owner/busy"):
+            status, code, body = 503, "", b"{}"
         elif self.path.startswith("/owner/gated"):
             status, code, body = 403, "GatedRepo", b"{}"
         else:
@@ -50,18 +60,39 @@ def hub() -> Iterator[str]:
     server.server_close()
 
 
-@pytest.mark.parametrize("name", ["gated", "absent"])
-def test_what_the_hub_refuses_is_one_line_that_says_what_to_do(tmp_path: Path, hub: str, name: str) -> None:
-    code = "import sys; from datagen.identity import checkpoint_file\n"
-    code += "try: checkpoint_file(sys.argv[1], 'weights.pth', 'masks.box_model')\n"
-    code += "except FileNotFoundError as error: print(error)"
-    environment = os.environ | {"HF_ENDPOINT": hub, "HF_HUB_OFFLINE": "0", "HF_HOME": str(tmp_path), "NO_PROXY": "*"}
-    command = [sys.executable, "-c", code, f"owner/{name}"]
+def asked(code: str, home: Path, hub: str, offline: str = "0") -> str:
+    """What a new process says that evaluates an expression about models on this Hub, or the error's class and text."""
+    code = f"from datagen.identity import checkpoint_file, model_identity\ntry: print({code})\n"
+    code += "except OSError as error: print(type(error).__name__, error)"
+    environment = os.environ | {"HF_ENDPOINT": hub, "HF_HUB_OFFLINE": offline, "HF_HOME": str(home), "NO_PROXY": "*"}
+    command = [sys.executable, "-c", code]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True)
     (line,) = done.stdout.splitlines()
-    assert line.startswith("masks.box_model: ")
+    return line
+
+
+@pytest.mark.parametrize("name", ["gated", "absent"])
+def test_what_the_hub_refuses_is_one_line_that_says_what_to_do(tmp_path: Path, hub: str, name: str) -> None:
+    line = asked(f"checkpoint_file('owner/{name}', 'weights.pth', 'masks.box_model')", tmp_path, hub)
+    assert line.startswith("FileNotFoundError masks.box_model: ")
     for advice in (f"https://huggingface.co/owner/{name}", "HF_TOKEN", "set masks.box_model to the local folder"):
         assert advice in line
+
+
+def test_a_hub_that_is_down_is_told_from_one_that_refuses(tmp_path: Path, hub: str) -> None:
+    line = asked("model_identity('owner/busy', 'images.model')", tmp_path, hub)
+    assert line.startswith("OSError images.model: owner/busy could not be fetched from the Hub for now")
+    line = asked("model_identity('owner/moving', 'images.model')", tmp_path, "http://127.0.0.1:9")
+    assert line.startswith("OSError images.model: owner/moving could not be fetched from the Hub for now")
+
+
+def test_a_model_on_the_hub_stays_at_the_commit_that_it_was_first_taken_at(tmp_path: Path, hub: str) -> None:
+    identity = "model_identity('owner/moving', 'images.model')"
+    first = asked(identity, tmp_path / "here", hub)
+    assert first.startswith("hub:owner/moving@0000")
+    assert asked(identity, tmp_path / "here", hub) == first == asked(identity, tmp_path / "here", hub, offline="1")
+    assert asked(identity, tmp_path / "elsewhere", hub) != first
+    assert "HF_HUB_OFFLINE is set" in asked(identity, tmp_path / "nowhere", hub, offline="1")
 
 
 def test_checkpoints_lie_in_files_and_folders(tmp_path: Path) -> None:
@@ -79,3 +110,6 @@ def test_an_incomplete_folder_is_named(tmp_path: Path) -> None:
             raise OSError("no file named model.safetensors\nfound anywhere")
     expected = f"images.model: {tmp_path} does not load (no file named model.safetensors); "
     assert str(caught.value) == f"{expected}set images.model to a complete folder"
+    with pytest.raises(OSError, match="does not load") as caught, loading(str(tmp_path), "images.model"):
+        raise OSError(errno.EIO, "Input/output error")
+    assert not isinstance(caught.value, FileNotFoundError)  # a disk may be well again at another try

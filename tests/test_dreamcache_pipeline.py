@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,8 +14,8 @@ from tiny_diffusion import save_tiny_stable_diffusion
 
 from dreamcache import AdapterSet, DreamCachePipeline, SamplingConfig, load_backbone, sample_images
 from dreamcache.cache import FeatureCache, cache_reference
-from dreamcache.hub import hub_folder
 from dreamcache.sampling import ddim_scheduler
+from shards.hub import hub_folder
 
 
 @pytest.fixture(scope="module")
@@ -87,21 +88,15 @@ def test_a_scheduler_that_says_little_is_read_as_stable_diffusions(folder, tmp_p
     assert (config["clip_sample"], config["steps_offset"]) == (False, 1)
 
 
-def test_a_pinned_model_stays_at_the_commit_that_is_here(tmp_path, monkeypatch):
-    asked = []
-
-    def snapshot_download(location, revision=None, local_files_only=False, allow_patterns=None):
-        if local_files_only:
-            if location == "you/unseen":
-                raise FileNotFoundError(location)
-            return str(tmp_path / "snapshots" / "0123abc")
-        asked.append((location, revision))
-        return str(tmp_path)
+def test_files_of_the_hub_are_taken_at_the_commit_that_is_here(tmp_path, monkeypatch):
+    def snapshot_download(name, revision, allow_patterns):
+        return str(tmp_path / name / revision)
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot_download)
-    for location, pinned in (("you/sd", True), ("you/sd", False), ("you/unseen", True)):
-        hub_folder(location, ("*",), pinned=pinned)
-    assert asked == [("you/sd", "0123abc"), ("you/sd", None), ("you/unseen", None)]
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    (tmp_path / "models--you--adapters" / "refs").mkdir(parents=True)
+    (tmp_path / "models--you--adapters" / "refs" / "main").write_text("0123abc")
+    assert hub_folder("you/adapters", ("*",)) == tmp_path / "you/adapters" / "0123abc"
 
 
 def test_saved_pipelines_load_and_carry_a_model_card(saved, folder):
@@ -136,6 +131,8 @@ def test_pushing_needs_a_public_backbone_and_uploads_what_loads(saved, folder, t
     assert calls == [("me/adapters", True)]
     assert "base_model: you/sd\n" in (tmp_path / "hub" / "README.md").read_text()
     assert json.loads((tmp_path / "hub" / "pipeline.json").read_text()) == {"backbone": "you/sd"}
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("huggingface_hub.model_info", lambda name: SimpleNamespace(sha="0123abc"))
     monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *_, **__: str(tmp_path / "hub"))
     assert AdapterSet.from_pretrained("me/adapters").backbone_identity == pipeline.backbone.identity
     DreamCachePipeline.from_pretrained(folder, adapters="me/adapters")

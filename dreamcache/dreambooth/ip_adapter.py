@@ -10,6 +10,7 @@ from PIL import Image
 
 from dreamcache.configs import SamplingConfig
 from dreamcache.sampling import ddim_scheduler
+from shards.hub import hub_folder, is_hub_name
 
 if TYPE_CHECKING:
     from dreamcache.backbone import Backbone
@@ -36,7 +37,10 @@ def ip_adapted(backbone: "Backbone", location: str | Path, scale: float) -> Iter
     pipeline.set_progress_bar_config(disable=True)
     try:
         try:
-            pipeline.load_ip_adapter(str(location), subfolder=SUBFOLDER, weight_name=WEIGHTS)
+            folder = Path(location).expanduser()
+            if not folder.exists() and is_hub_name(str(location)):
+                folder = hub_folder(str(location), (f"{SUBFOLDER}/{WEIGHTS}", f"{SUBFOLDER}/image_encoder/*"))
+            pipeline.load_ip_adapter(str(folder), subfolder=SUBFOLDER, weight_name=WEIGHTS)
         except (OSError, ValueError, KeyError, RuntimeError) as error:
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise ValueError(

@@ -4,7 +4,7 @@ import hashlib
 import re
 from pathlib import Path
 
-from dreamcache.hub import hub_folder, is_hub_name
+from shards.hub import hub_folder, is_hub_name
 
 # One form of the weights is enough: repositories hold the same ones in several.
 _WANTED = ("*.json", "*.txt", "model*.safetensors", "pytorch_model*.bin")

@@ -1,0 +1,84 @@
+"""Models on the Hub: which location names one, which commit of it is meant, and its local copy; nothing is loaded."""
+
+import re
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+
+from shards.files import replace_file
+
+
+def is_hub_name(location: str) -> bool:
+    """Whether a location has the form of a name on the Hub, OWNER/NAME."""
+    return re.fullmatch(r"[\w.-]+/[\w.-]+", location) is not None and not location.startswith(".")
+
+
+def hub_commit(name: str, setting: str | None = None) -> str:
+    """The commit of a model on the Hub that this machine works with, 40 hex digits.
+
+    It is the one that the Hub's local cache calls main; where there is none, the newest, which the cache then calls
+    so. A model thus stays what it was, whatever is new on the Hub, until it is fetched anew (`hf download NAME`).
+    Raises FileNotFoundError where the Hub refuses it or HF_HUB_OFFLINE is set, OSError where another try may help; both
+    name the `setting` that gave the model.
+    """
+    from huggingface_hub import constants, model_info
+
+    main = Path(constants.HF_HUB_CACHE, f"models--{name.replace('/', '--')}", "refs", "main")
+    with suppress(OSError):
+        return main.read_text().strip()
+    try:
+        commit = str(model_info(name).sha)
+    except Exception as error:  # the Hub's client raises errors of several families
+        raise not_fetched(name, error, setting) from error
+    with suppress(OSError):  # a cache that cannot be written to forgets
+        main.parent.mkdir(parents=True, exist_ok=True)
+        replace_file(main, commit.encode())
+    return commit
+
+
+def hub_folder(name: str, files: Sequence[str]) -> Path:
+    """The local copy of files (patterns) of a model on the Hub, at `hub_commit`; errors as there."""
+    from huggingface_hub import snapshot_download
+
+    commit = hub_commit(name)
+    try:
+        return Path(snapshot_download(name, revision=commit, allow_patterns=list(files)))
+    except Exception as error:
+        raise not_fetched(name, error) from error
+
+
+def not_fetched(name: str, error: BaseException, setting: str | None = None) -> OSError:
+    """What to raise where a model on the Hub cannot be had: says in one line why, and what to do.
+
+    A FileNotFoundError where another try would end alike (the model is absent, gated, or the Hub may not be asked), an
+    OSError for a network, a Hub or a disk that fails at times. `setting` names what the model was given by.
+    """
+    from huggingface_hub import constants
+
+    reason = (str(error).strip().splitlines() or [""])[0].rstrip(". ")
+    reason = f"{type(error).__name__}: {reason}" if reason else type(error).__name__
+    told = f"{setting}: " if setting else ""
+    if not constants.HF_HUB_OFFLINE and not _refused(error):
+        return OSError(f"{told}{name} could not be fetched from the Hub for now ({reason}): try again later")
+    given = f"set {setting} to" if setting else "give"
+    offline = ", and HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else ""
+    return FileNotFoundError(
+        f"{told}{name} is neither a local folder nor to be had from the Hub{offline} ({reason}): accept its terms on "
+        f"https://huggingface.co/{name} if it is gated and set HF_TOKEN (or `hf auth login`), or download it elsewhere "
+        f"and {given} the local folder"
+    )
+
+
+def _refused(error: BaseException | None) -> bool:
+    """Whether an error, or one that it came from, is the Hub's refusal or a name that cannot be one."""
+    from huggingface_hub.errors import EntryNotFoundError, HFValidationError, LocalEntryNotFoundError
+
+    while error is not None:
+        status = getattr(getattr(error, "response", None), "status_code", 0)
+        if 400 <= status < 500 and status not in (408, 429):
+            return True
+        absent = isinstance(error, EntryNotFoundError) and not isinstance(error, LocalEntryNotFoundError)
+        if absent or isinstance(error, HFValidationError):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
