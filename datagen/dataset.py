@@ -206,11 +206,14 @@ class Dataset:
                 return found
         return self.surplus(block.stop)
 
+    def finished(self) -> list[int]:
+        """The numbers of the finished triplet shards, in order, also of those beyond the dataset's size."""
+        folder = self.path("triplets", 0).parent
+        return sorted(int(path.name[:5]) for path in folder.glob(f"[0-9][0-9][0-9][0-9][0-9]{MARKER_SUFFIX}"))
+
     def surplus(self, size: int) -> list[PlannedShard]:
         """Finished triplet shards beyond the dataset's size: readers would take them for a part of it."""
-        folder = self.path("triplets", 0).parent
-        found = sorted(int(path.name[:5]) for path in folder.glob(f"[0-9][0-9][0-9][0-9][0-9]{MARKER_SUFFIX}"))
-        plans = [self.plan("triplets", index) for index in found if index >= size]
+        plans = [self.plan("triplets", index) for index in self.finished() if index >= size]
         return [PlannedShard(plan, "surplus", ("the dataset is smaller now",)) for plan in plans]
 
     def leave_out_surplus(self, size: int) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from datagen.dataset import STAGES, Dataset
-from shards.markers import MARKER_SUFFIX
 
 MEASURED = 64
 
@@ -35,8 +34,7 @@ def estimate(dataset: Dataset) -> list[StageEstimate]:
     finished or no triplet was accepted.
     """
     config = dataset.config
-    places = (dataset.run / "triplets").glob(f"[0-9][0-9][0-9][0-9][0-9]{MARKER_SUFFIX}")
-    done = sorted(int(path.name[:5]) for path in places)
+    done = dataset.finished()
     finished = done[:MEASURED]
     if not finished:
         raise ValueError(f"{dataset.run} holds no finished shard to reckon from")

@@ -33,7 +33,9 @@ SHOWN_TRIPLETS = 8
 
 
 @flow(name="build-dataset", flow_run_name="dataset in {run}")
-def build_dataset(profile: str = "miniature", run: str = "runs/miniature", settings: Settings = UNCHANGED) -> str:
+def build_dataset(
+    profile: str = "miniature", run: str = "runs/miniature", settings: Settings = UNCHANGED, first_only: bool = False
+) -> str:
     """Build triplets until the profile's size is reached, keeping whatever is up to date; returns their folder.
 
     Args:
@@ -41,12 +43,13 @@ def build_dataset(profile: str = "miniature", run: str = "runs/miniature", setti
         run: the run folder, also on an object store: s3://BUCKET/RUN.
         settings: dotted settings that differ from the profile's, such as {"images.guidance_scale": 5.0};
             {"workers.deployment": "build-block/gpu"} has the blocks built by that deployment's workers.
+        first_only: make the first shard alone, to reckon from; a later start makes the others.
     """
     chosen, folder = load_profile(profile, settings or {}), run_folder(run)
     with locked(folder):
         record_configuration(folder, chosen, builds=True)
         send(folder, "config.json")
-        build(chosen.dataset, folder, Workers.of(chosen, folder, chosen.workers.deployment))
+        build(chosen.dataset, folder, Workers.of(chosen, folder, chosen.workers.deployment), first_only)
         if describe(folder, chosen):
             card = folder / "triplets" / "README.md"
             log.info("dataset: described in %s", place_of(card))
@@ -54,12 +57,14 @@ def build_dataset(profile: str = "miniature", run: str = "runs/miniature", setti
     return place_of(folder / "triplets")
 
 
-def build(config: DatasetConfig, run: Path, workers: Workers | None = None) -> list[Path]:
-    """Build a dataset in a run folder, within a flow; returns its triplet shards.
+def build(config: DatasetConfig, run: Path, workers: Workers | None = None, first_only: bool = False) -> list[Path]:
+    """Build a dataset in a run folder, or its first shard alone, within a flow; returns the triplet shards.
 
     Its blocks are made in this process, or by `workers`. Raises FileNotFoundError for a missing model, ValueError where
     a stage lets nothing through, and RuntimeError where a block fails on every worker.
     """
+    if first_only:
+        config = config.model_copy(update={"shards": 1, "target_triplets": None})
     dataset = Dataset(config, run)
     built: list[int] = []
     accepted = 0
@@ -70,7 +75,8 @@ def build(config: DatasetConfig, run: Path, workers: Workers | None = None) -> l
             left /= 1 if workers is None else workers.config.blocks_in_flight
             log.info("dataset: %d triplets so far, about %s left", accepted, duration(left))
     built.sort()
-    dataset.leave_out_surplus(len(built))
+    if not first_only:
+        dataset.leave_out_surplus(len(built))
     paths = [dataset.path("triplets", index) for index in built]
     accounts_artifact("dataset-accounts", dataset_accounts(run, paths))
     _show_triplets(paths, dataset.records_out("triplets", built))

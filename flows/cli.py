@@ -127,10 +127,9 @@ def estimate(
         from datagen.dataset import Dataset
 
         dataset = Dataset(chosen.dataset, folder)
-        if not dataset.markers("triplets", [0]):
-            first = {"shards": 1, "target_triplets": None}
+        if not dataset.finished():
             with json_apart(as_json):
-                run_flow("build-dataset", profile, folder, changed | first, debug)
+                run_flow("build-dataset", profile, folder, changed, debug, first_only=True)
         lines = reckoning.estimate(dataset)
         if as_json:
             print_json([asdict(line) for line in lines])

@@ -242,3 +242,19 @@ def test_an_estimate_is_json_for_scripts(whole: Path, profile: Profile, capsys: 
     assert [line["stage"] for line in lines] == list(STAGES)
     assert lines[0]["records"] == 16 and all(line["seconds_left"] == 0 for line in lines)
     assert all(line["memory"] > 10**7 and line["device_memory"] is None for line in lines)
+
+
+def test_an_estimate_makes_one_shard_where_there_is_none_and_no_dataset_smaller(
+    profile: Profile, run: Path, tmp_path: Path
+) -> None:
+    def estimated(folder: Path) -> list[int]:
+        arguments = as_arguments(changed_settings(profile))
+        app(["estimate", "--run", str(folder), *arguments], standalone_mode=False)
+        recorded = recorded_profile(folder)
+        assert recorded is not None and recorded.dataset == profile.dataset
+        return Dataset(profile.dataset, folder).finished()
+
+    (run / "triplets" / "00000.done.json").unlink()  # withdrawn, or of a block that others overtook
+    assert estimated(run) == [1]
+    assert estimated(tmp_path / "new") == [0]
+    assert training_step(profile, tmp_path / "new").missing == ("the dataset (1 of 2 shards)",)
