@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from shards.files import TEMPORARY
+from shards.files import TEMPORARY, remove_leftovers
 from shards.markers import MARKER_SUFFIX, marker_path, parsed_marker, rejects_path
 from shards.store import KEY, Store, put_in_place, state_of, store_of
 
@@ -124,7 +124,9 @@ def pull(run: Path, folder: Path, report: Callable[[int, int], None]) -> None:
     """
     store = store_of(run)
     assert store is not None
-    there = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+    folder.mkdir(parents=True, exist_ok=True)
+    remove_leftovers(folder / ORIGIN)
+    there = {path.name for path in folder.iterdir()}
     if there - {".lock"} and _bytes_of(folder / ORIGIN).decode() != store.url:
         raise ValueError(f"{folder} holds something that was not pulled from {store.url}: choose another folder")
     put_in_place(folder / ORIGIN, store.url.encode())

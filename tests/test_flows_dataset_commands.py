@@ -1,7 +1,9 @@
 """Describing, merging, exporting and inspecting datasets, on small shards that no model made."""
 
 import json
+import os
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -9,12 +11,14 @@ from pathlib import Path
 import pytest
 import webdataset
 import yaml
+from kill_points import in_a_child
 from PIL import Image
 from tiny_triplets import tiny_triplet, write_tiny_triplets
 
 from flows.dataset_commands import export, merge
 from flows.describe import FILES, describe
 from shards.card import dataset_card
+from shards.export import export_dataset
 from shards.files import read_json_lines, sha256_of
 from shards.markers import marker_path, rejects_path
 from shards.statistics import triplet_statistics
@@ -120,6 +124,33 @@ def test_an_export_is_a_dataset_that_strangers_read(tmp_path: Path) -> None:
         export(run, folder)
     with pytest.raises(FileNotFoundError, match="holds no finished triplet shard"):
         export(tmp_path / "nothing", tmp_path / "other")
+    (run / "triplets" / "README.md").unlink()
+    with pytest.raises(FileNotFoundError, match="has no README.md beside its triplets: let its build come to its end"):
+        export(run, tmp_path / "other")
+
+
+def test_an_export_that_was_killed_has_no_card_and_goes_on(tmp_path: Path) -> None:
+    run, folder, log = tmp_path / "run", tmp_path / "export", tmp_path / "points.log"
+
+    def export_and_die() -> None:
+        export_dataset(run, folder, lambda done, total: os.kill(os.getpid(), signal.SIGKILL))
+
+    write_tiny_triplets(run, shards=2, triplets_a_shard=3)
+    describe(run)
+    export(run, folder)
+    assert in_a_child(export_and_die, log) == -signal.SIGKILL
+    assert (folder / "README.md").is_file(), "nothing was to be copied"
+    paths = [write_triplets(run, number, [tiny_triplet(number)], "others") for number in range(2)]
+    describe(run)
+    assert in_a_child(export_and_die, log) == -signal.SIGKILL
+    assert (folder / "00000.tar").read_bytes() == paths[0].read_bytes() and not (folder / "README.md").exists()
+    for name in ("00001.tar", "README.md", "index.json"):
+        (folder / f"{name}.tmp-1-0a").write_bytes(b"half")
+    export(run, folder)
+    names = {path.name for path in paths} | {*FILES}
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == {
+        name: (run / "triplets" / name).read_bytes() for name in names
+    }
 
 
 def test_the_commands(tmp_path: Path) -> None:

@@ -247,6 +247,8 @@ def test_folders_go_there_and_back(server: ObjectStore, url: str, tmp_path: Path
     put = [one.split()[1] for one in server.requests if one.startswith("PUT") and "/training/" in one]
     assert put == [f"{name}/training/adapters/adapters.safetensors", f"{name}/training/done.json"]
 
+    (tmp_path / "pulled").mkdir()
+    (tmp_path / "pulled" / f".pulled-from{TEMPORARY}1-0a").write_bytes(b"s3:/")  # of a pull that was killed
     pull(run, tmp_path / "pulled", lambda done, total: None)
     assert local_bytes(tmp_path / "pulled") == server.objects(name) | {".pulled-from": url.encode()}
     pulled = list(read_triplets(triplet_paths(tmp_path / "pulled")))
