@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,14 +24,23 @@ class FileState:
     mtime_ns: int
 
     def matches(self, path: Path) -> bool:
-        """Whether `path` still holds these bytes; it is hashed only if its modification time has changed."""
+        """Whether `path` still holds these bytes; it is hashed only if its modification time has changed.
+
+        A time that has changed alone, as in a copy, is put right, so that the next look need not hash it again.
+        """
         try:
             status = path.stat()
         except FileNotFoundError:
             return False
         if status.st_size != self.bytes:
             return False
-        return status.st_mtime_ns == self.mtime_ns or sha256_of(path) == self.sha256
+        if status.st_mtime_ns == self.mtime_ns:
+            return True
+        if sha256_of(path) != self.sha256:
+            return False
+        with contextlib.suppress(OSError):  # another's file, or one that can only be read
+            os.utime(path, ns=(status.st_atime_ns, self.mtime_ns))
+        return True
 
 
 @dataclass(frozen=True)

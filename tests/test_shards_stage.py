@@ -157,6 +157,11 @@ def test_copies_and_moves_are_recognised_by_content(tmp_path: Path) -> None:
     plan = write_words(tmp_path, ["abc", "def"])
     os.utime(plan.path, (1, 1))
     assert plan.state() == "done"
+    marker, status = checked_marker(plan.path), plan.path.stat()
+    assert (status.st_atime, status.st_mtime_ns) == (1, marker.shard.mtime_ns), "it will be hashed again"
+    plan.path.write_bytes(plan.path.read_bytes().replace(b"abc", b"abd"))
+    os.utime(plan.path, (1, 1))
+    assert plan.state() == "stale" and plan.path.stat().st_mtime == 1
 
 
 @pytest.mark.parametrize("broken", [b"", b"{", b"[]", b'{"digest": "x"}'])
