@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from shards.files import KEY_PATTERN, copy_keys
 from shards.markers import MARKER_SUFFIX
-from shards.run_folder import is_built
+from shards.run_folder import origin
 from shards.sources import SourceFile, decoded_image, source_files
 from shards.stage import ShardWriter, StageSpec, plan_shard
 from shards.triplets import IMAGE, MASK, RECORD
@@ -86,10 +86,11 @@ def import_shards(
     """Bring another dataset into a run folder of its own; returns the shards, those that are up to date left as are.
 
     "authors" and "triplets" become triplets. "pairs" become images, two a pair, for the stages that cut out subjects.
-    What cannot be taken is rejected under a reason. Raises ValueError for hostile sources and a folder of a build.
+    What cannot be taken is rejected under a reason. Raises ValueError for hostile sources and a folder whose dataset
+    was built or merged.
     """
-    if is_built(run):
-        raise ValueError(f"{run} holds a dataset that was built there: import into a folder of its own")
+    if (how := origin(run)) not in (None, "imported"):
+        raise ValueError(f"{run} holds a dataset that was {how} there: import into a folder of its own")
     entries = list_entries(sources, layout)
     if not entries:
         raise ValueError(f"{', '.join(map(str, sources))}: there is nothing of the layout {layout}")

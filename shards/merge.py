@@ -7,10 +7,10 @@ import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from shards.files import json_line, read_tar_records
+from shards.files import KEY_PATTERN, json_line, read_tar_records
 from shards.imports import leave_out_shards
 from shards.markers import checked_marker
-from shards.run_folder import is_built
+from shards.run_folder import origin
 from shards.stage import StageSpec, plan_shard
 from shards.triplets import IMAGE, MASK, RECORD, triplet_paths
 
@@ -22,10 +22,13 @@ def merge_runs(runs: Sequence[Path], out: Path, report: Callable[[int, int], Non
 
     A key gets its run's number in front, "1-00000-00017". A triplet whose record says just what an earlier one's does
     is the same triplet, made again by the same recipe: it is rejected. Up-to-date shards stay as they are. Raises
-    FileNotFoundError for a run without triplets, ValueError for a torn shard or a folder that a build uses.
+    FileNotFoundError for a run without triplets, ValueError for a torn shard, a key without room for the number, and a
+    folder whose dataset was built or imported.
     """
-    if is_built(out) or out.resolve() in [run.resolve() for run in runs]:
-        raise ValueError(f"{out} holds a dataset of its own: merge into another folder")
+    if (how := origin(out)) not in (None, "merged"):
+        raise ValueError(f"{out} holds a dataset that was {how} there: merge into another folder")
+    if out.resolve() in [run.resolve() for run in runs]:
+        raise ValueError(f"{out} is one of the runs to merge: merge into another folder")
     places = [(number, path) for number, run in enumerate(runs) for path in triplet_paths(run)]
     seen: dict[bytes, str] = {}
     chain, merged = "start", []
@@ -40,6 +43,9 @@ def merge_runs(runs: Sequence[Path], out: Path, report: Callable[[int, int], Non
             with plan.writing() as shard:
                 for key, parts in read_tar_records(path):
                     record = {**json.loads(parts[RECORD]), "key": f"{number}-{key}"}
+                    if not KEY_PATTERN.fullmatch(record["key"]):
+                        advice = "import it anew from files of shorter names"
+                        raise ValueError(f"{path}: key {key} is too long to get {number}- in front: {advice}")
                     earlier = seen.setdefault(_same(parts[RECORD]), record["key"])
                     if earlier == record["key"]:
                         shard.add(record, {IMAGE: parts[IMAGE], MASK: parts[MASK]})

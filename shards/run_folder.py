@@ -4,11 +4,26 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Literal
+
+from shards.markers import MARKER_SUFFIX, parsed_marker
 
 
 def is_built(run: Path) -> bool:
     """Whether a build of captions and all that follows made a run folder's dataset, not an import or a merge."""
     return (run / "captions").is_dir()
+
+
+def origin(run: Path) -> Literal["built", "imported", "merged", "written"] | None:
+    """How the dataset in a run folder came there, by its markers; None where there is none."""
+    if is_built(run):
+        return "built"
+    # Of pairs, images are imported and the triplets made here.
+    for path in (*(run / "images").glob(f"*{MARKER_SUFFIX}"), *(run / "triplets").glob(f"*{MARKER_SUFFIX}")):
+        if (marker := parsed_marker(path.read_bytes())) is not None:
+            settings = marker.recipe["settings"]
+            return "imported" if "layout" in settings else "merged" if "run" in settings else "written"
+    return None
 
 
 def as_url(place: str | Path) -> str | None:

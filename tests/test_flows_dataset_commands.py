@@ -15,7 +15,7 @@ from kill_points import in_a_child
 from PIL import Image
 from tiny_triplets import tiny_triplet, write_tiny_triplets
 
-from flows.dataset_commands import export, merge
+from flows.dataset_commands import export, import_dataset, merge
 from flows.describe import FILES, describe
 from shards.card import dataset_card
 from shards.export import export_dataset
@@ -90,6 +90,28 @@ def test_merging_gives_each_its_key_and_takes_none_twice(tmp_path: Path, capsys:
     assert len(list(read_triplets(triplet_paths(both)))) == 6 and len(triplet_paths(both)) == 1
     with pytest.raises(ValueError, match="merge into another folder"):
         merge([both], both)
+
+
+def test_a_key_too_long_to_merge_is_named_with_the_way_out(tmp_path: Path) -> None:
+    write_triplets(tmp_path / "long", 0, [renamed(tiny_triplet(0), "x" * 79)], "test")
+    with pytest.raises(ValueError, match="too long to get 0- in front: import it anew from files of shorter names"):
+        merge([tmp_path / "long"], tmp_path / "both")
+
+
+def test_merges_and_imports_replace_no_dataset_of_another_kind(tmp_path: Path) -> None:
+    (shard,) = write_tiny_triplets(tmp_path / "one", shards=1, triplets_a_shard=3)
+    imported, merged = tmp_path / "imported", tmp_path / "merged"
+    import_dataset([shard], imported, "triplets")
+    merge([tmp_path / "one"], merged)
+    before = [path.read_bytes() for path in triplet_paths(imported) + triplet_paths(merged)]
+    with pytest.raises(ValueError, match="holds a dataset that was imported there: merge into another folder"):
+        merge([tmp_path / "one"], imported)
+    with pytest.raises(ValueError, match="holds a dataset that was merged there: import into a folder of its own"):
+        import_dataset([shard], merged, "triplets")
+    assert [path.read_bytes() for path in triplet_paths(imported) + triplet_paths(merged)] == before
+    import_dataset([shard], imported, "triplets")
+    merge([tmp_path / "one", imported], merged)
+    assert len(triplet_paths(merged)) == 2
 
 
 def renamed(triplet: Triplet, key: str) -> Triplet:
