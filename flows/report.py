@@ -119,8 +119,9 @@ def _triplet(triplet: Triplet) -> dict[str, str]:
         "reference": data_uri(reference_image(image, mask, image.width)),
         "caption": triplet.caption,
         "key": triplet.key,
-        "subject": str(triplet.record["subject"]),
-        "seed": str(triplet.record.get("seed", "")),  # imported ones have none
+        # Imported ones may have neither.
+        "subject": str(triplet.record.get("subject", "")),
+        "seed": str(triplet.record.get("seed", "")),
     }
 
 

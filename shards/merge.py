@@ -14,7 +14,7 @@ from shards.run_folder import origin
 from shards.stage import StageSpec, plan_shard
 from shards.triplets import IMAGE, MASK, RECORD, triplet_paths
 
-MERGE_VERSION = 1
+MERGE_VERSION = 2
 
 
 def merge_runs(runs: Sequence[Path], out: Path, report: Callable[[int, int], None]) -> list[Path]:
@@ -50,7 +50,8 @@ def merge_runs(runs: Sequence[Path], out: Path, report: Callable[[int, int], Non
                     if earlier == record["key"]:
                         shard.add(record, {IMAGE: parts[IMAGE], MASK: parts[MASK]})
                     else:
-                        shard.reject(record, "the same triplet in an earlier run", matched=earlier)
+                        matched = {"key": earlier, "caption": record["caption"], "similarity": 1.0}
+                        shard.reject(record, "the same triplet in an earlier run", matched=matched)
         merged.append(plan.path)
         report(index + 1, len(places))
     leave_out_shards(out, "triplets", len(merged))

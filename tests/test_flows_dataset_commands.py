@@ -17,6 +17,9 @@ from tiny_triplets import tiny_triplet, write_tiny_triplets
 
 from flows.dataset_commands import export, import_dataset, merge
 from flows.describe import FILES, describe
+from flows.profiles import load_profile
+from flows.report import write_report
+from flows.report_dataset import reject_groups, run_markers
 from shards.card import dataset_card
 from shards.export import export_dataset
 from shards.files import read_json_lines, sha256_of
@@ -79,7 +82,9 @@ def test_merging_gives_each_its_key_and_takes_none_twice(tmp_path: Path, capsys:
     assert [one.key for one in found] == [*(f"0-{n:05d}" for n in range(6)), *(f"1-x{n}" for n in range(6, 9))]
     assert [one.jpg for one in found] == [tiny_triplet(n).jpg for n in range(9)]
     rejects = list(read_json_lines(rejects_path(both / "triplets" / "00002.tar")))
-    assert [(one["key"], one["matched"]) for one in rejects] == [(f"1-x{n}", f"0-{n:05d}") for n in (3, 4, 5)]
+    assert [(one["key"], one["matched"]["key"]) for one in rejects] == [(f"1-x{n}", f"0-{n:05d}") for n in (3, 4, 5)]
+    (group,) = reject_groups(both, run_markers(both))
+    assert group["examples"][0]["text"] == "a yellow disc — like “a yellow disc” (1.00)"
     times = [path.stat().st_mtime_ns for path in triplet_paths(both)]
     marker_path(both / "triplets" / "00002.tar").unlink()  # as if it had been broken off there
     merge([first, second], both)
@@ -112,6 +117,15 @@ def test_merges_and_imports_replace_no_dataset_of_another_kind(tmp_path: Path) -
     import_dataset([shard], imported, "triplets")
     merge([tmp_path / "one", imported], merged)
     assert len(triplet_paths(merged)) == 2
+
+
+def test_a_report_shows_triplets_that_name_no_subject(tmp_path: Path) -> None:
+    source, run, one = tmp_path / "source", tmp_path / "run", tiny_triplet(0)
+    source.mkdir()
+    for part, content in (("jpg", one.jpg), ("mask.png", one.mask_png), ("json", b'{"caption": "a thing of no name"}')):
+        (source / f"a.{part}").write_bytes(content)
+    import_dataset([source], run, "triplets")
+    assert "a thing of no name" in write_report(load_profile("miniature"), run).read_text(encoding="utf-8")
 
 
 def renamed(triplet: Triplet, key: str) -> Triplet:
