@@ -42,9 +42,10 @@ def import_dataset(
     with locked(run):
         paths = import_shards(sources, layout, run, config.captions_per_shard, Progress("imported", "records"))
         if layout == "pairs":
-            from datagen.imported import ImportedImages
+            from datagen.imported import STAGES, ImportedImages
 
-            ImportedImages(config, run).make_triplets(len(paths), lambda stage, *at: Progress(stage, "shards")(*at))
+            shown = {stage: Progress(stage, "shards") for stage in STAGES}
+            ImportedImages(config, run).make_triplets(len(paths), lambda stage, *at: shown[stage](*at))
         describe(run, chosen if layout == "pairs" else None)
         _tell_accounts(run)
 

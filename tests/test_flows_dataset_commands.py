@@ -1,5 +1,6 @@
 """Describing, merging, exporting and inspecting datasets, on small shards that no model made."""
 
+import itertools
 import json
 import os
 import shutil
@@ -13,8 +14,10 @@ import webdataset
 import yaml
 from kill_points import in_a_child
 from PIL import Image
+from tiny_datagen import tiny_models
 from tiny_triplets import tiny_triplet, write_tiny_triplets
 
+from flows import progress
 from flows.dataset_commands import export, import_dataset, merge
 from flows.describe import FILES, describe
 from flows.profiles import load_profile
@@ -117,6 +120,34 @@ def test_merges_and_imports_replace_no_dataset_of_another_kind(tmp_path: Path) -
     import_dataset([shard], imported, "triplets")
     merge([tmp_path / "one", imported], merged)
     assert len(triplet_paths(merged)) == 2
+
+
+def test_an_import_of_pairs_says_how_far_each_stage_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source, run = tmp_path / "source", tmp_path / "run"
+    source.mkdir()
+    for number in range(3):
+        both = Image.new("RGB", (128, 64))
+        for side in range(2):
+            both.paste(tiny_triplet(2 * number + side).image, (64 * side, 0))
+        both.save(source / f"{number}.png")
+        described = {"item": "teapot", "description_0": "a teapot at home", "description_1": "a teapot in snow"}
+        (source / f"{number}.json").write_text(json.dumps({"description": described}))
+    settings = {"box_model": tiny_models() / "owlvit", "mask_model": tiny_models() / "sam", "min_stored_score": 0}
+    gates = {"min_box_score": 0, "min_predicted_iou": 0, "min_area": 0, "max_area": 1, "max_border": 4}
+    words = [f"masks.{name}={value}" for name, value in settings.items()]
+    words += [f"gates.{name}={value}" for name, value in gates.items()] + ["captions_per_shard=2"]
+    seconds = itertools.count(step=11)
+    monkeypatch.setattr(progress.time, "monotonic", lambda: next(seconds))
+    import_dataset([source], run, "pairs", "miniature", words)
+    lines = capsys.readouterr().out.splitlines()
+    for stage in ("masks", "gates", "triplets"):
+        told = [line for line in lines if line.startswith(f"{stage} ")]
+        assert told[0] == f"{stage} 1 of 3 shards" and told[1].startswith(f"{stage} 2 of 3 shards, 0.0")
+    import_dataset([source], run, "pairs", "miniature", words)
+    with pytest.raises(ValueError, match="was imported there"):
+        merge([run], run)
 
 
 def test_a_report_shows_triplets_that_name_no_subject(tmp_path: Path) -> None:
