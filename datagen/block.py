@@ -29,6 +29,7 @@ class Block:
         self.dataset, self.first = dataset, first
         self._stage: str | None = None
         self._engine: Any = None
+        self._execution: dict[str, Any] = {}  # of the engine; the batch size that fits its memory is found once
         self._open = ExitStack()
 
     def make(self, stage: str, index: int, report: Callable[[int, int], None]) -> Marker | None:
@@ -41,21 +42,21 @@ class Block:
             return None
         config, seed = self.dataset.config, self.dataset.config.seed
         plan.bring_inputs()
-        engine = self._engine_of(stage)
+        engine, execution = self._engine_of(stage), self._execution
         try:
             match stage:
                 case "captions":
                     count, taxonomy = config.captions_per_shard, self.dataset.taxonomy
-                    marker = captions.run(plan, config.captions, taxonomy, seed, count, engine, report)
+                    marker = captions.run(plan, config.captions, taxonomy, seed, count, engine, report, execution)
                 case "dedup":
                     asked_for = config.captions_per_shard * (index + 1)
                     bring([plan.sibling(number) for number in range(engine.next_shard, index)])
                     marker = dedup.run(plan, config.dedup, engine, asked_for)
                 case "images":
-                    marker = images.run(plan, config.images, engine, report)
+                    marker = images.run(plan, config.images, engine, report, execution)
                 case "masks":
                     finder, cutter = engine
-                    marker = masks.run(plan, config.masks, finder, cutter, report)
+                    marker = masks.run(plan, config.masks, finder, cutter, report, execution)
                 case "gates":
                     marker = gates.run(plan, config.gates)
                 case "triplets":
@@ -89,6 +90,7 @@ class Block:
                     self._engine = masks.load_engines(config.masks)
             self._stage = stage
             if stage in MODEL_STAGES:
+                self._execution = getattr(config, stage).execution.model_dump()
                 log.info("%s: models loaded in %.0f s", stage, time.monotonic() - started)
         return self._engine
 

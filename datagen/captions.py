@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from datagen.config import Dtype, Execution, StageConfig, derived_seed
 from datagen.taxonomy import Request, Taxonomy
 from shards.markers import Marker
+from shards.memory import in_batches
 from shards.stage import ShardPlan
 
 CAPTIONS_VERSION = 2
@@ -210,37 +211,39 @@ def run(
     count: int,
     captioner: Captioner,
     report: Callable[[int, int], None],
+    execution: dict[str, Any] | None = None,
 ) -> Marker:
     """Write a shard of `count` captions; a reply that cannot be used is rejected with what the model wrote.
 
     Key, request and seed of a record follow from the dataset's seed, the shard's number and the place in it. Records
-    that are asked for together share the model's reply, sampled by the first one's seed.
+    that are asked for together share the model's reply, sampled by the first one's seed. `execution` is as in
+    `in_batches`, by default the configured one.
     """
-    keys = [f"{plan.index:05d}-{position:05d}" for position in range(count)]
-    together, size = config.captions_per_request, config.execution.batch_size * config.captions_per_request
-    with plan.writing(config.execution.model_dump(), records_in=count) as out:
-        for start in range(0, count, size):
-            batch = keys[start : start + size]
-            seeds = [derived_seed(dataset_seed, key) for key in batch]
-            requests = [taxonomy.request(derived_seed(seed, "request"), config.extra_share) for seed in seeds]
-            groups = [requests[first : first + together] for first in range(0, len(batch), together)]
-            replies = captioner.write(
-                [render_request(group, config.reply) for group in groups],
-                [derived_seed(seed, "caption") for seed in seeds[::together]],
-            )
-            texts = [
-                text
-                for group, reply in zip(groups, replies, strict=True)
-                for text in split_reply(reply, len(group), config.reply)
-            ]
-            for key, seed, request, raw in zip(batch, seeds, requests, texts, strict=True):
-                record: dict[str, Any] = {"key": key, "seed": seed, "class": request.class_name, "place": request.place}
-                record |= {"raw": raw, "models": {"captions": plan.spec.models["model"]}}
-                try:
-                    out.add(record | _asked_for(request, parse_reply(raw, config.reply)))
-                except ValueError as error:
-                    out.reject(record, str(error))
-            report(start + len(batch), count)
+    together, asked, done = config.captions_per_request, [], 0
+    for position in range(count):
+        key = f"{plan.index:05d}-{position:05d}"
+        seed = derived_seed(dataset_seed, key)
+        asked.append((key, seed, taxonomy.request(derived_seed(seed, "request"), config.extra_share)))
+    groups = [asked[first : first + together] for first in range(0, count, together)]
+
+    def write(batch: Sequence[Sequence[tuple[str, int, Request]]]) -> list[str]:
+        prompts = [render_request([request for _, _, request in group], config.reply) for group in batch]
+        return captioner.write(prompts, [derived_seed(group[0][1], "caption") for group in batch])
+
+    execution = execution or config.execution.model_dump()
+    with plan.writing(execution, records_in=count) as out:
+        for batch, replies in in_batches(groups, execution, write):
+            for group, reply in zip(batch, replies, strict=True):
+                texts = split_reply(reply, len(group), config.reply)
+                for (key, seed, request), raw in zip(group, texts, strict=True):
+                    record: dict[str, Any] = {"key": key, "seed": seed, "class": request.class_name}
+                    record |= {"place": request.place, "raw": raw, "models": {"captions": plan.spec.models["model"]}}
+                    try:
+                        out.add(record | _asked_for(request, parse_reply(raw, config.reply)))
+                    except ValueError as error:
+                        out.reject(record, str(error))
+                done += len(group)
+            report(done, count)
     assert out.marker is not None
     return out.marker
 

@@ -62,8 +62,17 @@ class Painter(Protocol):
         """Which of the images (B, H, W, 3), float in [0, 1], nobody should see."""
 
 
-def run(plan: ShardPlan, config: ImagesConfig, painter: Painter, report: Callable[[int, int], None]) -> Marker:
-    """Write a shard's images as KEY.jpg beside the caption's record; broken ones are rejected."""
+def run(
+    plan: ShardPlan,
+    config: ImagesConfig,
+    painter: Painter,
+    report: Callable[[int, int], None],
+    execution: dict[str, Any] | None = None,
+) -> Marker:
+    """Write a shard's images as KEY.jpg beside the caption's record; broken ones are rejected.
+
+    `execution` is as in `in_batches`, by default the configured one.
+    """
     records, done = list(_copies(read_json_lines(plan.inputs[0]), plan.spec.copies)), 0
 
     def paint(batch: Sequence[tuple[dict[str, Any], int]]) -> tuple[np.ndarray, Sequence[bool]]:
@@ -71,7 +80,7 @@ def run(plan: ShardPlan, config: ImagesConfig, painter: Painter, report: Callabl
         images = painter.paint([record["caption"] for record, _ in batch], seeds)
         return images, painter.unsafe(images)
 
-    execution = config.execution.model_dump()
+    execution = execution or config.execution.model_dump()
     with plan.writing(execution) as out:
         for batch, (images, unsafe) in in_batches(records, execution, paint):
             for (record, _), image, flagged in zip(batch, images, unsafe, strict=True):

@@ -135,11 +135,17 @@ def best_boxes(boxes: Sequence[ScoredBox], image: Image, config: MasksConfig) ->
 
 
 def run(
-    plan: ShardPlan, config: MasksConfig, finder: BoxFinder, cutter: MaskCutter, report: Callable[[int, int], None]
+    plan: ShardPlan,
+    config: MasksConfig,
+    finder: BoxFinder,
+    cutter: MaskCutter,
+    report: Callable[[int, int], None],
+    execution: dict[str, Any] | None = None,
 ) -> Marker:
     """Write a shard's masks as KEY.mask.png beside boxes, scores and measures in KEY.json.
 
     A record for which no box was found has none of them, and `box` null; an image that cannot be decoded is rejected.
+    `execution` is as in `in_batches`, by default the configured one.
     """
     records, done = list(read_tar_records(plan.inputs[0])), 0
 
@@ -157,7 +163,7 @@ def run(
         proposed = dict(zip(seen, cut, strict=True))
         return {key: (boxes[key], proposed.get(key)) for key in images}
 
-    execution = config.execution.model_dump()
+    execution = execution or config.execution.model_dump()
     with plan.writing(execution) as out:
         for batch, looked in in_batches(records, execution, look):
             for key, _ in batch:

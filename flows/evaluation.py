@@ -110,11 +110,13 @@ def _make_masks(evaluation: Evaluation, config: MasksConfig, name: str, real: bo
     started = time.monotonic()
     boxes, cutter = masks.load_engines(config)
     log.info("masks: models loaded in %.0f s", time.monotonic() - started)
+    execution = config.execution.model_dump()
     with Progress(f"{name} masks", len(waiting), "shards") as progress:
         for done, (variant, subject) in enumerate(waiting, start=1):
             if evaluation.picture_plan(variant, subject).state() != "done":
                 write_pictures(evaluation, variant, subject)
-            masks.run(evaluation.mask_plan(variant, subject), config, boxes, cutter, lambda done, total: None)
+            plan = evaluation.mask_plan(variant, subject)
+            masks.run(plan, config, boxes, cutter, lambda done, total: None, execution)
             progress.at(done, f"{variant or 'real'} {subject.name}")
 
 

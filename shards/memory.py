@@ -62,7 +62,8 @@ def in_batches(
 ) -> Iterator[tuple[Sequence[Record], Result]]:
     """Yield (batch, `work(batch)`) over all records, `execution["batch_size"]` at a time.
 
-    Where the GPU's memory runs out, that size is halved and the batch tried again: it is found, and stands recorded.
+    Where the GPU's memory runs out, that size is halved and the batch tried again: it is found, stands recorded, and
+    who passes the same `execution` for the next shard need not find it again.
     """
     start = 0
     while start < len(records):

@@ -1,11 +1,20 @@
-"""Peaks of memory in markers, and memory that is kept."""
+"""Peaks of memory in markers, memory that is kept, and batches that fit into a GPU's memory."""
 
 import platform
 import subprocess
 import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
+from tiny_datagen import build_alone, tiny_dataset_config, tiny_models
 
+from datagen.captions_transformers import TransformersCaptioner
+from datagen.dataset import Dataset
+from datagen.images import DiffusersPainter
+from datagen.masks_transformers import TransformersBoxFinder
 from shards.memory import GPUS
 
 SCRIPT = """
@@ -44,3 +53,30 @@ def test_memory_is_kept_by_what_runs_flows() -> None:
         for first in ("", "import flows\n")
     )
     assert kept < by_default / 5
+
+
+@pytest.mark.parametrize(
+    ("stage", "engine", "method"),
+    [
+        ("captions", TransformersCaptioner, "write"),
+        ("images", DiffusersPainter, "paint"),
+        ("masks", TransformersBoxFinder, "find"),
+    ],
+)
+def test_the_batch_size_that_fits_is_found_once_a_block(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: str, engine: type, method: str
+) -> None:
+    work, sizes = getattr(engine, method), []
+
+    def full(self: object, records: Sequence[object], others: Sequence[object]) -> Any:
+        sizes.append(len(records))
+        if len(records) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return work(self, records, others)
+
+    monkeypatch.setattr(engine, method, full)
+    config = tiny_dataset_config(tiny_models())
+    build_alone(config, tmp_path)
+    assert [size for size in sizes if size > 2] == [4]
+    markers = Dataset(config, tmp_path).markers(stage, range(2))
+    assert [marker.execution["batch_size"] for marker in markers] == [2, 2]
