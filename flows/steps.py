@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from shards.files import sha256_of, write_exclusively
+from shards.files import replace_file, sha256_of, write_exclusively
 from shards.markers import FileState
 from shards.recipes import recipe_changes
 
@@ -80,9 +80,9 @@ class Step:
     def reopen(self) -> None:
         """Make the folder ready for work whose parts know themselves whether they are up to date."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        for name in (MARKER, BEGUN):
-            (self.folder / name).unlink(missing_ok=True)
-        write_exclusively(self.folder / BEGUN, _json({"recipe": self.recipe}))
+        (self.folder / MARKER).unlink(missing_ok=True)
+        # In the old one's place: at no moment does work lie there of which nothing says what it was begun with.
+        replace_file(self.folder / BEGUN, _json({"recipe": self.recipe}))
 
     def finish(self, outputs: Iterable[Path], execution: Mapping[str, Any]) -> None:
         """Mark the step done: its recipe, the checksums of the named files, and how it went (seconds, device, ...)."""

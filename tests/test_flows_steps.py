@@ -2,11 +2,13 @@
 
 import logging
 import os
+import resource
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from kill_points import in_a_child
 
 from flows.lock import InUse, first_free, locked
 from flows.steps import Step
@@ -52,6 +54,19 @@ def test_work_of_another_recipe_is_set_aside_and_kept(tmp_path: Path) -> None:
     (tmp_path / "training" / "weights").write_bytes(b"again")
     step(tmp_path).begin()  # the third recipe's work does not fall onto the first one's
     assert len(list(tmp_path.glob("training.*"))) == 2
+
+
+def test_work_is_never_without_what_it_was_begun_with(tmp_path: Path) -> None:
+    finished(tmp_path)
+
+    def begin_where_nothing_can_be_written() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
+        step(tmp_path, steps=8).begin()
+
+    assert in_a_child(begin_where_nothing_can_be_written, tmp_path / "points.log") == 1
+    assert step(tmp_path).changes() == ["training: not finished"]
+    aside = step(tmp_path, seed=1).begin()
+    assert aside is not None and (aside / "weights").read_bytes() == b"weights"
 
 
 @pytest.mark.parametrize(("steps", "kept"), [(8, True), (4, True), (2, False)])
