@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from pydantic import ValidationError
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from dreamcache.cache import DEFAULT_LAYERS, UNet, find_layer, layer_names, unwrap
-from dreamcache.checkpoints import written_at_once
 from dreamcache.configs import AdapterConfig
 from dreamcache.integrations import INTEGRATIONS, ConditioningAdapter, LayerShape
+from shards.files import replace_file
 from shards.hub import hub_folder, is_hub_name
 
 if TYPE_CHECKING:
@@ -121,16 +121,14 @@ class AdapterSet(nn.Module):
         """Write `adapters.safetensors` and `config.json` into a folder, which is made if need be."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        with written_at_once(folder / "adapters.safetensors") as temporary:
-            save_file(self.tensors(), temporary)
+        replace_file(folder / "adapters.safetensors", save(self.tensors()))
         config = {
             "backbone_identity": self.backbone_identity,
             **self.config.model_dump(),
             "layers": {layer: vars(self[layer].shape) for layer in self.layers},
             "parameters": sum(parameter.numel() for parameter in self.parameters()),
         }
-        with written_at_once(folder / "config.json") as temporary:
-            temporary.write_text(json.dumps(config, indent=2) + "\n")
+        replace_file(folder / "config.json", json.dumps(config, indent=2).encode() + b"\n")
 
     @classmethod
     def from_released(cls, file: str | Path, unet: "UNet | Backbone") -> "AdapterSet":

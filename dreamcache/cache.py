@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import torch
 from PIL import Image
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 
-from dreamcache.checkpoints import written_at_once
 from dreamcache.reference import reference_image, to_tensor
+from shards.files import replace_file
 
 if TYPE_CHECKING:
     from dreamcache.backbone import Backbone
@@ -105,8 +105,7 @@ class FeatureCache:
         """Write the cache as one safetensors file, its settings in the header."""
         header = {"backbone_identity": self.backbone_identity, "settings": dict(self.settings)}
         tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in self.features.items()}
-        with written_at_once(Path(path)) as temporary:
-            save_file(tensors, temporary, metadata={"feature_cache": json.dumps(header)})
+        replace_file(Path(path), save(tensors, metadata={"feature_cache": json.dumps(header)}))
 
     @classmethod
     def load(cls, path: str | Path, device: str | torch.device = "cpu") -> "FeatureCache":

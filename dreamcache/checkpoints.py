@@ -11,24 +11,9 @@ from typing import Any
 
 import torch
 
-from shards.files import remove_leftovers, sync_folder, temporary_beside
+from shards.files import replace_file, written_at_once
 
 LOG_COLUMNS = ("step", "loss", "lr", "validation_right", "validation_wrong", "validation_none")
-
-
-@contextmanager
-def written_at_once(path: Path) -> Iterator[Path]:
-    """A temporary file to write to, which becomes `path` when all is well: readers see the old content or the new."""
-    remove_leftovers(path)
-    temporary = temporary_beside(path)
-    try:
-        yield temporary
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    sync_folder(path.parent)
 
 
 @contextmanager
@@ -46,8 +31,8 @@ def locked_folder(folder: Path) -> Iterator[None]:
 def save_state(path: Path, state: Mapping[str, Any]) -> None:
     """Write the training's state as one file, at once."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with written_at_once(path) as temporary:
-        torch.save(dict(state), temporary)
+    with written_at_once(path) as file:
+        torch.save(dict(state), file)
 
 
 def load_state(path: Path) -> dict[str, Any] | None:
@@ -77,8 +62,7 @@ class TrainingLog:
                         break
                     if int(row["step"]) <= resumed_step:
                         rows.append(row)
-        with written_at_once(path) as temporary:
-            temporary.write_text(_csv([dict(zip(LOG_COLUMNS, LOG_COLUMNS, strict=True)), *rows]))
+        replace_file(path, _csv([dict(zip(LOG_COLUMNS, LOG_COLUMNS, strict=True)), *rows]).encode())
 
     def append(self, rows: Sequence[Mapping[str, Any]]) -> None:
         """Add rows; a column that a row lacks stays empty."""

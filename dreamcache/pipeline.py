@@ -12,9 +12,9 @@ from PIL import Image
 from dreamcache.adapters import AdapterSet, adapters_folder
 from dreamcache.backbone import Backbone, load_backbone
 from dreamcache.cache import FeatureCache, cache_reference
-from dreamcache.checkpoints import written_at_once
 from dreamcache.configs import SamplingConfig
 from dreamcache.sampling import ddim_scheduler, sample_images
+from shards.files import replace_file
 from shards.hub import is_hub_name
 
 
@@ -129,8 +129,7 @@ class DreamCachePipeline:
             ("pipeline.json", json.dumps({"backbone": name}, indent=2) + "\n"),
             ("README.md", model_card(self.adapters, name)),
         ):
-            with written_at_once(folder / file) as temporary:
-                temporary.write_text(text)
+            replace_file(folder / file, text.encode())
 
     def push_to_hub(
         self, name: str, backbone: str | None = None, *, private: bool | None = None, token: str | None = None

@@ -8,10 +8,10 @@ from PIL import Image
 
 from dreamcache.adapters import AdapterSet
 from dreamcache.cache import cache_reference
-from dreamcache.checkpoints import written_at_once
 from dreamcache.configs import SamplingConfig
 from dreamcache.reference import reference_image
 from dreamcache.sampling import sample_images
+from shards.files import written_at_once
 
 if TYPE_CHECKING:
     from dreamcache.backbone import Backbone
@@ -41,5 +41,5 @@ def save_sample_grid(backbone: "Backbone", adapters: AdapterSet, triplets: Seque
         for y, image in enumerate(images):
             grid.paste(image, (x * size, y * size))
     path.parent.mkdir(exist_ok=True)
-    with written_at_once(path) as temporary:
-        grid.save(temporary, format="PNG")
+    with written_at_once(path) as file:
+        grid.save(file, format="PNG")

@@ -11,16 +11,15 @@ import numpy as np
 import torch
 from PIL import Image
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from dreamcache.checkpoints import written_at_once
 from dreamcache.configs import TrainingConfig
 from dreamcache.processes import process_count, process_rank, wait_for_all
 from dreamcache.reference import augment_reference, reference_image, to_tensor
 from dreamcache.validation import is_trained_on, key_hash, target_mask, target_tensor
-from shards.files import locked_folder
+from shards.files import replace_file
 from shards.markers import checked_marker
 from shards.memory import in_batches
 from shards.order import TrainingOrder
@@ -154,9 +153,7 @@ def store_latents(
                     parts.setdefault(name, []).append(tensor.cpu())
                 if report is not None:
                     report({"encoded": encoded + batch[-1] + 1, "triplets": len(shards)})
-            # One writer at a time, so that trainings that begin together take no file of another's for a leftover.
-            with locked_folder(file.parent), written_at_once(file) as temporary:
-                save_file({name: torch.cat(tensors).contiguous() for name, tensors in parts.items()}, temporary)
+            replace_file(file, save({name: torch.cat(tensors).contiguous() for name, tensors in parts.items()}))
         encoded += shards.counts[shard]
     wait_for_all()
     return files

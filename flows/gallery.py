@@ -14,6 +14,7 @@ from flows.pictures import contact_sheet, written
 from flows.profiles import Profile
 from flows.report_pictures import sampled_image
 from flows.report_training import current_evaluations
+from shards.files import written_at_once
 
 SIDE = 128
 CASES_A_ROW = 2
@@ -41,10 +42,8 @@ def gallery_sheet(profile: Profile, run: Path, name: str, count: int, seed: int)
 
 def write_gallery(evaluation: Evaluation, path: Path) -> Path:
     """Write 20 cases of an evaluation that stands by itself as one picture; returns its path."""
-    from dreamcache.checkpoints import written_at_once
-
-    with written_at_once(path) as temporary:
-        drawn_by_lot(evaluation, evaluation).save(temporary, "JPEG", quality=88, optimize=True)
+    with written_at_once(path) as file:
+        drawn_by_lot(evaluation, evaluation).save(file, "JPEG", quality=88, optimize=True)
     return path
 
 

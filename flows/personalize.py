@@ -17,6 +17,7 @@ from flows.evaluation_plans import adapters_folder
 from flows.pictures import contact_sheet, data_uri, from_data_uri, written
 from flows.profiles import Profile
 from flows.progress import Progress
+from shards.files import written_at_once
 from shards.memory import in_batches
 
 if TYPE_CHECKING:
@@ -136,13 +137,11 @@ class _Picture:
         raise ValueError(f"{self.path} is no picture of this reference: choose another folder by --out")
 
     def save(self, image: Image.Image) -> None:
-        from dreamcache.checkpoints import written_at_once
-
         texts = PngImagePlugin.PngInfo()
         for name, text in self.texts.items():
             texts.add_itxt(name, text)
-        with written_at_once(self.path) as temporary:
-            image.save(temporary, "PNG", pnginfo=texts)
+        with written_at_once(self.path) as file:
+            image.save(file, "PNG", pnginfo=texts)
 
 
 def write_pictures(
@@ -160,7 +159,6 @@ def write_pictures(
     ValueError, with nothing written, where another reference's picture or another file bears the name; and, at the
     end, where pictures came out of one colour.
     """
-    from dreamcache.checkpoints import written_at_once
     from dreamcache.sampling import sample_images
 
     reference = {"reference": _digest(cache)} | {n: value for n, value in cache.settings.items() if n != "picture"}
@@ -191,9 +189,9 @@ def write_pictures(
             else:
                 picture.save(image)
         done += len(batch)
-    with written_at_once(out / "sheet.jpg") as temporary:
+    with written_at_once(out / "sheet.jpg") as file:
         made = [None if picture.path in plain else picture.path for picture in pictures]
-        _sheet(cache, prompts, made).save(temporary, "JPEG", quality=90)
+        _sheet(cache, prompts, made).save(file, "JPEG", quality=90)
     for picture in pictures:
         if picture.path not in plain:
             print(f"{picture.path}{'' if picture in waiting else ' (there already)'}")

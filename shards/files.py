@@ -103,6 +103,21 @@ def temporary_beside(path: Path) -> Path:
     return path.with_name(f"{path.name}{TEMPORARY}{os.getpid()}-{os.urandom(4).hex()}")
 
 
+@contextlib.contextmanager
+def temporary_file(path: Path) -> Iterator[BinaryIO]:
+    """A new temporary file beside `path`, open for writing, locked while its process lives, and gone in the end."""
+    while True:
+        with temporary_beside(path).open("xb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            if not os.path.exists(file.name):
+                continue  # before it was locked, another process took it for a leftover
+            try:
+                yield file
+            finally:
+                Path(file.name).unlink(missing_ok=True)
+            return
+
+
 def remove_leftovers(*paths: Path) -> None:
     """Remove the temporary files that dead processes left beside files of a folder; those of living ones stay."""
     folder, beginnings = paths[0].parent, tuple(f"{path.name}{TEMPORARY}" for path in paths)
@@ -120,30 +135,34 @@ def write_exclusively(path: Path, content: bytes) -> bool:
 
     A hard link is the one operation that is both atomic and exclusive on local and network file systems.
     """
-    temporary = temporary_beside(path)
-    with temporary.open("wb") as file:
+    with temporary_file(path) as file:
         file.write(content)
         file.flush()
         os.fsync(file.fileno())
-    try:
-        os.link(temporary, path)
-    except FileExistsError:
-        return False
-    finally:
-        temporary.unlink()
+        try:
+            os.link(file.name, path)
+        except FileExistsError:
+            return False
     sync_folder(path.parent)
     return True
 
 
-def replace_file(path: Path, content: bytes) -> None:
-    """Write a file whole, in the place of what was there: after a kill it is the old one or the new one."""
-    temporary = temporary_beside(path)
-    with temporary.open("wb") as file:
-        file.write(content)
+@contextlib.contextmanager
+def written_at_once(path: Path) -> Iterator[BinaryIO]:
+    """A file to write to, which takes the place of `path` when all is well: readers see the old content or the new."""
+    remove_leftovers(path)
+    with temporary_file(path) as file:
+        yield file
         file.flush()
         os.fsync(file.fileno())
-    os.replace(temporary, path)
+        os.replace(file.name, path)
     sync_folder(path.parent)
+
+
+def replace_file(path: Path, content: bytes) -> None:
+    """Write a file whole, in the place of what was there: after a kill it is the old one or the new one."""
+    with written_at_once(path) as file:
+        file.write(content)
 
 
 class HashingFile:

@@ -9,7 +9,6 @@ marker is made again. For a local folder the functions here ask the file system 
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import os
 import re
@@ -179,21 +178,17 @@ class Store:
     def fetch(self, keys: Iterable[str], path: Path, state: FileState | None = None) -> bool:
         """Write the first of some objects that holds the bytes of `state`, or any bytes for None; whether one did."""
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = files.temporary_beside(path)
-        with temporary.open("wb") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)  # else it would be taken for a dead process's
-            try:
-                for key in keys:
-                    there = self.objects.download(key, temporary)
-                    if there and (state is None or sha256_of(temporary) == state.sha256):
-                        os.fsync(file.fileno())
-                        if state is not None:  # then it need not be hashed again
-                            os.utime(temporary, ns=(state.mtime_ns, state.mtime_ns))
-                        os.replace(temporary, path)
-                        return True
-                return False
-            finally:
-                temporary.unlink(missing_ok=True)
+        with files.temporary_file(path) as file:
+            temporary = Path(file.name)
+            for key in keys:
+                there = self.objects.download(key, temporary)
+                if there and (state is None or sha256_of(temporary) == state.sha256):
+                    os.fsync(file.fileno())
+                    if state is not None:  # then it need not be hashed again
+                        os.utime(temporary, ns=(state.mtime_ns, state.mtime_ns))
+                    os.replace(temporary, path)
+                    return True
+            return False
 
     def remove(self, path: Path) -> None:
         """Remove a file from the store, and then from the mirror."""
@@ -210,9 +205,10 @@ def state_of(path: Path, marker: Marker) -> FileState:
 def put_in_place(path: Path, content: bytes) -> None:
     """Write a mirror's file whole, for its other readers; one that a power cut tears is brought again."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = files.temporary_beside(path)
-    temporary.write_bytes(content)
-    os.replace(temporary, path)
+    with files.temporary_file(path) as file:
+        file.write(content)
+        file.flush()
+        os.replace(file.name, path)
 
 
 def open_store(url: str, writing: bool) -> Path:

@@ -4,7 +4,6 @@ import shutil
 import signal
 import subprocess
 import sys
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -30,7 +29,7 @@ from dreamcache.validation import (
     validation_loss,
     validation_losses,
 )
-from shards.files import locked_folder as locked_for_writing
+from shards.files import written_at_once
 from shards.triplets import TripletShards
 
 CONFIG = TrainingConfig(
@@ -277,14 +276,12 @@ def test_stored_latents_serve_their_own_recipe_alone(backbone, tmp_path):
         store_latents(backbone, TripletShards(elsewhere), CONFIG)
 
 
-def test_trainings_that_begin_together_store_one_at_a_time(backbone, tmp_path):
+def test_trainings_that_begin_together_take_no_file_of_each_others(backbone, tmp_path):
     shards = TripletShards(write_tiny_triplets(tmp_path / "run", shards=1))
-    folder = tmp_path / "run" / "triplets" / "latents"
-    folder.mkdir()
-    with ThreadPoolExecutor() as pool:
-        with locked_for_writing(folder):
-            other = pool.submit(store_latents, backbone, shards, CONFIG)
-            with pytest.raises(TimeoutError):
-                other.result(timeout=1)
-            assert not list(folder.iterdir())
-        assert other.result() == list(folder.iterdir())
+    (stored,) = store_latents(backbone, shards, CONFIG)
+    content = stored.read_bytes()
+    stored.unlink()
+    with written_at_once(stored) as other:
+        assert store_latents(backbone, shards, CONFIG) == [stored]
+        other.write(content)
+    assert list(stored.parent.iterdir()) == [stored] and stored.read_bytes() == content

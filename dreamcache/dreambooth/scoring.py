@@ -1,7 +1,6 @@
 """From an evaluation's images to embeddings, in shards; and the files of its results."""
 
 import json
-import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -13,7 +12,7 @@ from dreamcache.dreambooth.cases import Subject
 from dreamcache.dreambooth.config import EMBEDDINGS, Variant
 from dreamcache.dreambooth.evaluation import Evaluation
 from dreamcache.dreambooth.masked import read_images, read_masks, subject_alone
-from shards.files import json_line, sync_folder
+from shards.files import json_line, replace_file
 from shards.stage import ShardPlan
 
 if TYPE_CHECKING:
@@ -125,13 +124,7 @@ def write_results(
         SUMMARY: summary_json(summary),
     }
     for name, content in contents.items():
-        temporary = folder / f".{name}.partial"
-        with temporary.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, folder / name)
-    sync_folder(folder)
+        replace_file(folder / name, content)
 
 
 def summary_json(summary: Mapping[str, Any]) -> bytes:

@@ -1,0 +1,49 @@
+"""Files that are written at once, by several writers in one folder."""
+
+import threading
+from pathlib import Path
+
+import pytest
+
+from shards.files import TEMPORARY, remove_leftovers, replace_file, temporary_beside, write_exclusively, written_at_once
+
+
+def test_a_writer_at_work_is_left_alone_and_what_a_dead_one_left_goes(tmp_path: Path) -> None:
+    path, left = tmp_path / "sheet.jpg", temporary_beside(tmp_path / "sheet.jpg")
+    left.write_bytes(b"half")
+    with written_at_once(path) as file:
+        file.write(b"first")
+        with written_at_once(path) as other:
+            other.write(b"second")
+        assert path.read_bytes() == b"second" and not left.exists()
+    assert path.read_bytes() == b"first" and list(tmp_path.iterdir()) == [path]
+
+
+def test_no_moment_is_left_in_which_a_new_file_is_taken_for_a_leftover(tmp_path: Path) -> None:
+    path, done = tmp_path / "file", threading.Event()
+
+    def clean() -> None:
+        while not done.is_set():
+            remove_leftovers(path)
+
+    cleaners = [threading.Thread(target=clean) for _ in range(2)]
+    for cleaner in cleaners:
+        cleaner.start()
+    try:
+        for number in range(200):
+            replace_file(path, b"%d" % number)
+            write_exclusively(tmp_path / "file.marker", b"")
+    finally:
+        done.set()
+        for cleaner in cleaners:
+            cleaner.join()
+    assert path.read_bytes() == b"199" and not list(tmp_path.glob(f"*{TEMPORARY}*"))
+
+
+def test_after_an_error_all_is_as_before(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    replace_file(path, b"old")
+    with pytest.raises(OSError), written_at_once(path) as file:
+        file.write(b"new")
+        raise OSError("disk full")
+    assert path.read_bytes() == b"old" and list(tmp_path.iterdir()) == [path]
