@@ -36,6 +36,14 @@ class SamplingConfig(BaseModel):
     eta: float = Field(default=0.0, ge=0, description="DDIM's share of fresh noise")
     negative_prompt: str | None = Field(default=None, description="stands where the paper has the null text")
 
+    def require_image_scale(self) -> None:
+        """ValueError for joint guidance, which has no image scale."""
+        if self.guidance == "joint":
+            raise ValueError(
+                "joint guidance has one scale, guidance_scale, and no image scale: leave that out, or set "
+                "evaluation.sampling.guidance=combined"
+            )
+
 
 class LossWeights(NamedTuple):
     """What the errors of the predicted noise are weighted by; at the defaults by nothing, as the paper's (Eq. 6)."""

@@ -16,6 +16,7 @@ from flows.profiles import DrawnBenchmark, Profile, with_dataset_of
 from flows.settings import nearest_of, with_settings
 
 FOLDER, DEFAULT = "ablations", "default"
+SCALE_SETTING = "evaluation.sampling.image_guidance_scale"
 
 
 @dataclass(frozen=True)
@@ -82,13 +83,16 @@ class Study:
         """The rows to be made, seed by seed; `only` names lines or tables, and what they are compared with comes along.
 
         Of several seeds the further ones are for the variants whose published scores are close to their baseline's, or
-        for all where `only` names some. ValueError for a name that does not exist.
+        for all where `only` names some. ValueError for a name that does not exist, and for rows at other image scales
+        where guidance has none.
         """
         names = {line: [line] for line in self.variants}
         names |= {kind: [line.name for line in table.lines] for kind, table in TABLES.items()}
         if wrong := [name for name in only if name not in names]:
             raise ValueError(f"there is no row or table {wrong[0]}{nearest_of(wrong[0], names)}")
         asked = {self.variants[line] for name in only for line in names[name]} or set(self.settings)
+        if any(SCALE_SETTING in self.settings[variant] for variant in asked):
+            self.base.evaluation.sampling.require_image_scale()
         chosen = {DEFAULT, *asked, *(self.baseline(variant) for variant in asked)}
         close = {self.variants[line.name] for table in TABLES.values() for line in table.close()}
         again = chosen if only else close
@@ -130,5 +134,5 @@ class Study:
         settings = {**table.common, **line.settings}
         if (times := settings.pop(IMAGE_SCALE, None)) is not None:
             scale = self.base.evaluation.sampling.image_guidance_scale
-            settings["evaluation.sampling.image_guidance_scale"] = scale * times
+            settings[SCALE_SETTING] = scale * times
         return settings

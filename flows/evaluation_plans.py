@@ -86,11 +86,8 @@ def evaluation_of_adapters(
         "backbone": model_identity(profile.backbone, "backbone"),
         "adapters": model_identity(adapters, "adapters"),
         **embedder_models(profile),
+        **ip_adapter_model(profile, config),
     }
-    if "ip-adapter" in config.variants:
-        if profile.ip_adapter is None:
-            raise ValueError("the variant ip-adapter needs one: --set ip_adapter=h94/IP-Adapter, or its local folder")
-        models["ip_adapter"] = model_identity(profile.ip_adapter, "ip_adapter")
     unmasked = not all(subject.mask(image) for subject in benchmark.subjects for image in subject.images)
     stage = mask_stage(profile) if config.masked_metrics or unmasked else None
     return Evaluation(folder, benchmark, config, models, stage, real_folder=run / REAL, attention=attention)
@@ -99,6 +96,15 @@ def evaluation_of_adapters(
 def embedder_models(profile: Profile) -> dict[str, str]:
     extra = {} if profile.dinov2 is None else {"dinov2": embedder_identity(profile.dinov2)}
     return {"dino": embedder_identity(profile.dino), "clip": embedder_identity(profile.clip), **extra}
+
+
+def ip_adapter_model(profile: Profile, config: EvaluationConfig) -> dict[str, str]:
+    """The identity of IP-Adapter where an evaluation samples with it; ValueError where the profile has none."""
+    if "ip-adapter" not in config.variants:
+        return {}
+    if profile.ip_adapter is None:
+        raise ValueError("the variant ip-adapter needs one: --set ip_adapter=h94/IP-Adapter, or its local folder")
+    return {"ip_adapter": model_identity(profile.ip_adapter, "ip_adapter")}
 
 
 def mask_stage(profile: Profile) -> StageSpec:

@@ -222,8 +222,7 @@ def _sampling(profile: Profile, scale: float | None) -> SamplingConfig:
     sampling = profile.evaluation.sampling
     if scale is None:
         return sampling
-    if sampling.guidance == "joint":
-        raise ValueError("joint guidance has one scale: --set evaluation.sampling.guidance_scale=VALUE")
+    sampling.require_image_scale()
     return sampling.model_copy(update={"image_guidance_scale": scale})
 
 

@@ -19,6 +19,7 @@ from flows.evaluation_plans import (
     evaluation_of,
     evaluations,
     held_out_inputs,
+    ip_adapter_model,
     scored_step,
     shard_changes,
 )
@@ -147,7 +148,7 @@ def pending(command: str, profile: Profile, run: Path) -> list[str]:
     """What a command would do in a run folder and why, one line a thing; empty if all is up to date.
 
     `command` is "run", "build-dataset", "train-adapters" or "evaluate-adapters". Raises FileNotFoundError for a model
-    that is not there.
+    that is not there, and what `check_models` does.
     """
     if command in ("run", "evaluate-adapters"):
         check_models(profile)
@@ -180,9 +181,12 @@ def check_inputs(command: str, profile: Profile, run: Path) -> None:
 
 
 def check_models(profile: Profile) -> None:
-    """Raise FileNotFoundError for a model or a benchmark that only a late step would miss."""
+    """Raise what only a late step would: FileNotFoundError for a model or a benchmark, ValueError for a setting."""
     model_identity(profile.backbone, "backbone")
     embedder_models(profile)
+    ip_adapter_model(profile, profile.evaluation)
+    for point in profile.sweep.points():
+        profile.sweep.configured(profile.evaluation, point)
     if profile.compare_with is not None:
         model_identity(profile.compare_with, "compare_with")
     if isinstance(profile.benchmark, str):

@@ -80,10 +80,12 @@ def _command(name: str, profile: Profile, run: Path) -> str:
 
 def _summary(profile: Profile) -> str:
     sampling = profile.evaluation.sampling
-    protocol = profile.evaluation.protocol
+    scales = f"text {sampling.guidance_scale:g}, reference {sampling.image_guidance_scale:g}"
+    if sampling.guidance == "joint":
+        scales = f"scale {sampling.guidance_scale:g}"
     return (
-        f"Images sampled with {sampling.guidance} guidance, text {sampling.guidance_scale:g}, reference "
-        f"{sampling.image_guidance_scale:g}, {sampling.steps} steps; scored by the protocol {protocol}."
+        f"Images sampled with {sampling.guidance} guidance, {scales}, {sampling.steps} steps; scored by the protocol "
+        f"{profile.evaluation.protocol}."
     )
 
 

@@ -99,10 +99,11 @@ def sweep(profile: Profile, run: Path) -> dict[str, Any] | None:
     if not rows:
         return None
     sampling = profile.evaluation.sampling
+    held = f"The image scale at text scale {sampling.guidance_scale:g}, "
+    held += f"the text scale at image scale {sampling.image_guidance_scale:g}"
     return {
-        "text": f"The image scale at text scale {sampling.guidance_scale:g}, the text scale at image scale "
-        f"{sampling.image_guidance_scale:g}; the number at a point is its scale. Up is more like the reference, right "
-        "more like the prompt.",
+        "text": f"{'The one scale of joint guidance' if sampling.guidance == 'joint' else held}; the number at a point "
+        "is its scale. Up is more like the reference, right more like the prompt.",
         "chart": line_chart(lines, "CLIP-T", "DINO"),
         "metrics": [METRIC_NAMES[metric] for metric in METRICS[:3]],
         "rows": rows,

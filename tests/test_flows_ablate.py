@@ -207,5 +207,11 @@ def test_the_rows_are_the_papers_tables() -> None:
     assert [row.name for row in small.rows(["textual-sum"])] == ["default", "textual-sum", "spatial-concat"]
     with pytest.raises(ValueError, match="there is no row or table layer; did you mean layers"):
         small.rows(["layer"])
+    # Without image scales the rows that would be of none but these are refused, the others not.
+    joint = Study(load_profile("full", {"evaluation.sampling.guidance": "joint"}), Path("nowhere"))
+    for only in ([], ["scale-half"], ["layers", "image-scale"]):
+        with pytest.raises(ValueError, match="joint guidance has one scale"):
+            joint.rows(only)
+    assert [row.name for row in joint.rows(["mid"])] == ["default", "mid"]
     for finding in FINDINGS:
         assert {name for pair in finding.pairs for name in pair} <= {line.name for line in TABLES[finding.table].lines}

@@ -164,6 +164,7 @@ def test_bad_photos_are_one_line_and_write_nothing(made: Path, say: Say, tmp_pat
         ((made / "photo.png", "--mask", made / "empty.png"), "its mask or alpha channel is empty"),
         ((made / "photo.png", "--mask", made / "small.png"), "small.png is 10 x 10, the photo 80 x 60"),
         ((made / "photo.png", "--mask", made / "none.png"), "none.png: no such image"),
+        ((made / "cutout.png", "--scale", "2", "--set", "evaluation.sampling.guidance=joint"), "and no image scale"),
         ((made / "cutout.png", "--seeds", "1,x"), "--seeds '1,x' are not whole numbers"),
         ((made / "cutout.png", "--run", tmp_path, "--profile", "miniature"), f"{tmp_path} has no trained adapters"),
         ((made / "cutout.png", "--profile", "full"), "the profile full ships none and runs/full/training/adapters has"),

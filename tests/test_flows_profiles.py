@@ -52,6 +52,11 @@ def test_full_profiles_taxonomy_fits_its_filters() -> None:
         ("miniature", {"images": 1}, "images: input should be a valid dictionary"),
         ("miniature", {"images.steps": "x"}, "images.steps: input should be a valid integer"),
         ("miniature", {"training.batch_size": 0}, "training.batch_size: input should be greater than or equal to 1"),
+        (
+            "miniature",
+            {"evaluation.variants": ["ip-adapter"], "evaluation.sampling.guidance_scale": 1.0},
+            "the variant ip-adapter needs sampling.guidance_scale above 1, not 1: raise it",
+        ),
         ("miniature", {"benchmark.subjects.number": 1}, "there is no setting benchmark.subjects.number"),
     ],
 )

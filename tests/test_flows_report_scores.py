@@ -8,11 +8,13 @@ from pathlib import Path
 import pytest
 from jinja2 import Environment, FileSystemLoader
 from test_dreamcache_dreambooth_metrics import make_rows
+from tiny_triplets import write_tiny_triplets
 
 from dreamcache.dreambooth.scoring import write_results
 from dreamcache.dreambooth.summary import summarize
 from flows import report_comparison, report_scores, score_tables
 from flows.profiles import load_profile
+from flows.report import write_report
 from shards.files import read_json_lines
 
 PROFILE = load_profile("miniature", {"sweep.image_scales": [2.0, 0.5], "sweep.text_scales": [3.0]})
@@ -139,6 +141,19 @@ def test_a_sweep_is_a_chart_of_its_points(run: Path) -> None:
     assert "Hard subjects" in page and "Sweep of the scales" in page and "image scale 0.5" in page
     assert "SuTI" in page and 'style="left:' in page
     assert report_scores.sweep(load_profile("miniature"), run) is None
+    joint = load_profile("miniature", {"evaluation.sampling.guidance": "joint", "sweep.text_scales": [3.0]})
+    of_joint = report_scores.sweep(joint, run)
+    assert of_joint is not None and "image scale" in found["text"] and "image scale" not in of_joint["text"]
+
+
+def test_joint_guidance_is_reported_by_its_one_scale(tmp_path: Path) -> None:
+    write_tiny_triplets(tmp_path)
+    for guidance, said in (
+        ("joint", "joint guidance, scale 5, "),
+        ("combined", "combined guidance, text 5, reference 4, "),
+    ):
+        page = write_report(load_profile("miniature", {"evaluation.sampling.guidance": guidance}), tmp_path)
+        assert said in page.read_text()
 
 
 def test_points_change_one_scale_and_nothing_else() -> None:

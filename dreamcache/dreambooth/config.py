@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from dreamcache.configs import SamplingConfig
 
@@ -42,6 +42,13 @@ class EvaluationConfig(BaseModel):
     dtype: Literal["float32", "bfloat16"] = Field("float32", description="of the backbone that makes the images")
     sampling: SamplingConfig = SamplingConfig()
 
+    @model_validator(mode="after")
+    def _ip_adapter_is_guided(self) -> "EvaluationConfig":
+        if "ip-adapter" in self.variants and self.sampling.guidance_scale <= 1:
+            needs = f"needs sampling.guidance_scale above 1, not {self.sampling.guidance_scale:g}"
+            raise ValueError(f"the variant ip-adapter {needs}: raise it, or leave the variant out")
+        return self
+
 
 class SweepConfig(BaseModel):
     """The scales that the run's adapters are also evaluated at, one at a time (paper Fig. S2); empty lists: none."""
@@ -59,8 +66,13 @@ class SweepConfig(BaseModel):
         return {f"{kind}-{value:g}": (name, value) for kind, (name, values) in scales.items() for value in values}
 
     def configured(self, config: EvaluationConfig, point: str) -> EvaluationConfig:
-        """A point's evaluation: of the adapters alone, one image a prompt, all else as in `config`."""
+        """A point's evaluation: of the adapters alone, one image a prompt, all else as in `config`.
+
+        ValueError for an image scale of joint guidance, which has none.
+        """
         name, value = self.points()[point]
+        if name == "image_guidance_scale":
+            config.sampling.require_image_scale()
         data = config.model_dump() | {"variants": ("adapters",), "images_per_prompt": 1, "masked_metrics": False}
         data |= {"subjects": self.subjects, "prompts": self.prompts, "sampling": data["sampling"] | {name: value}}
         return EvaluationConfig.model_validate(data)

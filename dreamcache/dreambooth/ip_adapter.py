@@ -66,6 +66,7 @@ def sample_ip_adapter(
 
     The reference is RGB, the same for all.
     """
+    assert config.guidance_scale > 1, "diffusers would take both halves of the embeddings for references"
     embeds = pipeline.prepare_ip_adapter_image_embeds(reference, None, pipeline.device, 1, True)[0]
     images: list[Image.Image] = pipeline(
         list(prompts),
