@@ -16,9 +16,10 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from dreamcache.configs import TrainingConfig
+from dreamcache.held_out import is_trained_on, key_hash
 from dreamcache.processes import process_count, process_rank, wait_for_all
 from dreamcache.reference import augment_reference, reference_image, to_tensor
-from dreamcache.validation import is_trained_on, key_hash, target_mask, target_tensor
+from dreamcache.validation import target_mask, target_tensor
 from shards.files import replace_file
 from shards.markers import checked_marker
 from shards.memory import in_batches

@@ -1,6 +1,5 @@
 """Validation: the loss on held-out triplets at fixed noise and timesteps, with the right, a wrong and no reference."""
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -14,9 +13,9 @@ from dreamcache.adapters import AdapterSet
 from dreamcache.cache import FeatureCache, cache_reference
 from dreamcache.conditioning import conditioned
 from dreamcache.configs import LossWeights
+from dreamcache.held_out import FEWEST, is_held_out, key_hash
 from dreamcache.objective import weighted_losses
 from dreamcache.reference import reference_image, to_tensor
-from shards.files import copied_key
 from shards.memory import in_batches
 
 if TYPE_CHECKING:
@@ -25,24 +24,6 @@ if TYPE_CHECKING:
 
 # Timesteps a triplet is measured at, one in each equal part of the schedule.
 TIMESTEPS_A_TRIPLET = 4
-
-
-def is_held_out(key: str, fraction: float) -> bool:
-    """Whether a triplet is kept from training, with all others of its caption.
-
-    Decided by the hash of the key alone that they are copies of, so the same in every dataset.
-    """
-    return key_hash(copied_key(key)) < fraction * 2**64
-
-
-def is_trained_on(key: str, held_out: float, share: float) -> bool:
-    """Whether a triplet, with all others of its caption, is trained on; smaller shares lie within larger ones."""
-    return held_out * 2**64 <= key_hash(copied_key(key)) < (held_out + share * (1 - held_out)) * 2**64
-
-
-def key_hash(key: str) -> int:
-    """The first 64 bits of the key's sha256."""
-    return int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big")
 
 
 def held_out_triplets(shards: "TripletShards", fraction: float, limit: int) -> list["Triplet"]:
@@ -88,8 +69,8 @@ def prepare_validation(
 
     ValueError for fewer than two triplets.
     """
-    if len(triplets) < 2:
-        raise ValueError(f"validation needs at least 2 held-out triplets, not {len(triplets)}: raise held_out")
+    if len(triplets) < FEWEST:
+        raise ValueError(f"validation needs at least {FEWEST} held-out triplets, not {len(triplets)}: raise held_out")
     size = backbone.image_size
 
     def encode(batch: Sequence["Triplet"]) -> tuple[Tensor, Tensor, FeatureCache]:

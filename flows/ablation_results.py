@@ -12,6 +12,7 @@ from dreamcache.ablations import FINDINGS, TABLES
 from dreamcache.dreambooth.findings import Difference, judge, over_seeds, paired
 from dreamcache.dreambooth.scoring import ROWS, SUMMARY
 from dreamcache.dreambooth.summary import Row, estimates
+from dreamcache.held_out import is_trained_on
 from flows.ablation_chart import SHOWN, ablation_chart
 from flows.ablations import DEFAULT, FOLDER, AblationRow, Study
 from flows.evaluation_plans import TRAINED, adapters_folder
@@ -20,6 +21,7 @@ from flows.plans import training_step
 from flows.report_training import held_out_losses
 from flows.score_tables import METRIC_NAMES, aligned, estimate_cells
 from shards.files import json_line, read_json_lines, replace_file
+from shards.triplets import TripletShards, triplet_paths
 
 ROWS_FILE, TABLES_FILE, TEXT_FILE, CHART_FILE = "rows.jsonl", "tables.json", "ablations.md", "ablations.svg"
 TEXT = (
@@ -140,9 +142,6 @@ def _record(study: Study, row: AblationRow, scores: Mapping[str, Mapping[int, li
 
 
 def _triplets(row: AblationRow) -> int:
-    from dreamcache.validation import is_trained_on
-    from shards.triplets import TripletShards, triplet_paths
-
     shards, config = TripletShards(triplet_paths(row.folder)), row.profile.training
     keys = (key for shard in range(len(shards.counts)) for key in shards.keys(shard))
     return sum(is_trained_on(key, config.held_out, config.share) for key in keys)

@@ -14,7 +14,6 @@ from prefect.states import Completed, State
 
 from flows.evaluation import adapter_models, held_out_file, make_evaluation, write_held_out_loss
 from flows.evaluation_plans import (
-    COMPARED,
     TRAINED,
     adapters_of,
     benchmark_step,
@@ -83,13 +82,14 @@ def evaluate(profile: Profile, run: Path, name: str) -> State[Any] | None:
         return Completed(name="Cached", message="evaluated already, by the same recipe")
 
     models = adapter_models(profile, adapters_of(profile, run, name))
+    inputs = held_out_inputs(profile, run, name)
 
     def outputs(folder: Path) -> list[Path]:
-        if name != COMPARED:
+        if not inputs:
+            (folder / held_out_file(run).name).unlink(missing_ok=True)  # of earlier settings
             return []
         by_workers = profile.workers.evaluation is not None and held_out_file(run).is_file()
         return [held_out_file(run) if by_workers else write_held_out_loss(profile, run, models)]
 
-    inputs = held_out_inputs(profile, run, name)
     make_evaluation(evaluation_of(profile, run, name), profile, name, models, outputs, inputs)
     return None

@@ -11,7 +11,7 @@ from prefect.states import State
 
 from flows.block_runs import block_run
 from flows.evaluation import adapter_models, make_references, make_scored_shards, write_held_out_loss
-from flows.evaluation_plans import COMPARED, adapters_of, evaluation_of
+from flows.evaluation_plans import adapters_of, evaluation_of, held_out_inputs
 from flows.profiles import load_profile
 
 
@@ -40,7 +40,7 @@ def evaluate_block(
             return
         models = adapter_models(chosen, adapters_of(chosen, folder, evaluation))
         make_scored_shards(block, chosen, evaluation, models)
-        if evaluation == COMPARED and whole.subjects[0] in block.subjects:
+        if whole.subjects[0] in block.subjects and held_out_inputs(chosen, folder, evaluation):
             write_held_out_loss(chosen, folder, models)
 
     return block_run(run, f".{evaluation.replace('/', '-')}-{first:05d}.lock", make)

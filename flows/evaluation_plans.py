@@ -15,11 +15,12 @@ from dreamcache.dreambooth.cases import load_benchmark
 from dreamcache.dreambooth.config import EvaluationConfig
 from dreamcache.dreambooth.evaluation import Evaluation
 from dreamcache.dreambooth.models import model_identity as embedder_identity
+from dreamcache.held_out import enough_held_out
 from flows.profiles import DrawnBenchmark, Profile, miniature_checkpoints
 from flows.steps import Step, recipe
 from shards.markers import checked_marker
 from shards.stage import StageSpec
-from shards.triplets import triplet_paths
+from shards.triplets import TripletShards, triplet_paths
 
 BENCHMARK_VERSION = 1
 # Of the miniature's code, what changes no image of its benchmark.
@@ -115,16 +116,19 @@ def mask_stage(profile: Profile) -> StageSpec:
 
 
 def evaluations(profile: Profile) -> list[str]:
-    """The names of a profile's evaluations."""
-    compared = [] if profile.compare_with is None else [COMPARED]
-    return [TRAINED, *compared, *(f"{SWEEP}{point}" for point in profile.sweep.points())]
+    """The names of a profile's evaluations; other adapters are compared only where the run's own are evaluated."""
+    compares = profile.compare_with is not None and "adapters" in profile.evaluation.variants
+    return [TRAINED, *([COMPARED] if compares else []), *(f"{SWEEP}{point}" for point in profile.sweep.points())]
 
 
 def held_out_inputs(profile: Profile, run: Path, name: str) -> dict[str, Any]:
-    """What the loss on held-out triplets beside an evaluation of compared adapters is of; others have none."""
-    if name != COMPARED:
-        return {}
+    """What the loss on held-out triplets beside an evaluation of compared adapters is of.
+
+    Empty for other evaluations, and where too few are held out.
+    """
     config = profile.training
+    if name != COMPARED or not enough_held_out(TripletShards(triplet_paths(run)), config.held_out):
+        return {}
     triplets = {path.name: checked_marker(path).shard.sha256 for path in triplet_paths(run)}
     settings = config.model_dump(include={"held_out", "validation_triplets", "min_snr_gamma", "subject_weight"})
     return {"held-out loss": {"triplets": triplets, "dtype": profile.evaluation.dtype, **settings}}

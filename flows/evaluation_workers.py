@@ -13,7 +13,7 @@ from dreamcache.dreambooth.cases import Subject
 from dreamcache.dreambooth.evaluation import Evaluation
 from flows.dispatch import Workers, made_on_workers
 from flows.evaluation import held_out_file
-from flows.evaluation_plans import COMPARED, evaluation_of, evaluations
+from flows.evaluation_plans import COMPARED, evaluation_of, evaluations, held_out_inputs
 from flows.plans import evaluation_step
 from flows.profiles import Profile
 from shards.stage import ShardPlan
@@ -32,7 +32,9 @@ def make_on_workers(profile: Profile, run: Path) -> None:
         return
     if COMPARED in outdated:
         held_out_file(run).unlink(missing_ok=True)  # so that the one found in the end is of these settings
-    blocks = _Blocks({name: evaluation_of(profile, run, name) for name in outdated}, profile.workers.subjects_per_block)
+    with_loss = {name for name in outdated if held_out_inputs(profile, run, name)}
+    found = {name: evaluation_of(profile, run, name) for name in outdated}
+    blocks = _Blocks(found, with_loss, profile.workers.subjects_per_block)
     with closing(made_on_workers(workers, blocks.next_block, blocks.so_far)) as made:
         for block in made:
             blocks.made.append(block)
@@ -70,7 +72,7 @@ class _Block:
 class _Blocks:
     """Which blocks of a run's evaluations there are, and which are made."""
 
-    def __init__(self, found: dict[str, Evaluation], size: int) -> None:
+    def __init__(self, found: dict[str, Evaluation], with_loss: set[str], size: int) -> None:
         self.made: list[_Block] = []
         self.references: list[_Block] = []
         self.rest: list[_Block] = []
@@ -82,7 +84,7 @@ class _Blocks:
                 self.references += [block] if paths - masks else []
                 masks |= paths
             for numbers in _cut(evaluation, evaluation.subjects, size):
-                first = label == COMPARED and not any(block.label == label for block in self.rest)
+                first = label in with_loss and not any(block.label == label for block in self.rest)
                 file = held_out_file(evaluation.folder.parent) if first else None
                 self.rest.append(_Block(label, evaluation, numbers, file=file))
         self._waiting = deque(self.references + self.rest)

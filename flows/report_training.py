@@ -35,7 +35,7 @@ def training(profile: Profile, run: Path) -> dict[str, Any] | None:
     ]
     config = profile.training
     held_out = [{"label": "just trained", **_held_out(row)} for row in validations[-1:]]
-    compared = run / COMPARED / "held-out.json"
+    compared = run / COMPARED / "held-out.json"  # none where too few triplets are held out
     if compared.is_file():
         held_out.append({"label": "committed", **json.loads(compared.read_text())})
     return {

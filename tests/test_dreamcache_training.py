@@ -19,16 +19,11 @@ from dreamcache.adapters import AdapterSet
 from dreamcache.backbone import load_backbone
 from dreamcache.checkpoints import LOG_COLUMNS, locked_folder
 from dreamcache.configs import SamplingConfig, TrainingConfig
+from dreamcache.held_out import is_held_out
 from dreamcache.objective import training_loss
 from dreamcache.training import train_adapters
 from dreamcache.training_data import TrainingData, collate, store_latents
-from dreamcache.validation import (
-    held_out_triplets,
-    is_held_out,
-    prepare_validation,
-    validation_loss,
-    validation_losses,
-)
+from dreamcache.validation import held_out_triplets, prepare_validation, validation_loss, validation_losses
 from shards.files import written_at_once
 from shards.triplets import TripletShards
 

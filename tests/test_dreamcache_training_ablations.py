@@ -9,10 +9,11 @@ from tiny_triplets import write_tiny_triplets
 from dreamcache.adapters import AdapterSet
 from dreamcache.backbone import load_backbone
 from dreamcache.configs import AdapterConfig, TrainingConfig
+from dreamcache.held_out import is_held_out, is_trained_on
 from dreamcache.sample_grid import save_sample_grid
 from dreamcache.training import train_adapters
 from dreamcache.training_data import TrainingData, store_latents
-from dreamcache.validation import held_out_triplets, is_held_out, is_trained_on
+from dreamcache.validation import held_out_triplets
 from shards.files import copy_keys
 from shards.triplets import TripletShards
 

@@ -13,14 +13,17 @@ from typing import Any
 import pytest
 from prefect import flow
 from tiny_profile import save_tiny_adapters, tiny_settings
+from tiny_triplets import write_tiny_triplets
 
 from flows import evaluation_workers
 from flows.dispatch import Workers
 from flows.evaluate_adapters import evaluate
 from flows.evaluate_block import evaluate_block
-from flows.evaluation_plans import adapters_folder, evaluation_of, evaluations
+from flows.evaluation import held_out_file
+from flows.evaluation_plans import COMPARED, TRAINED, adapters_folder, evaluation_of, evaluations
 from flows.evaluation_workers import make_on_workers
-from flows.profiles import Profile, load_profile, record_configuration
+from flows.plans import evaluation_step
+from flows.profiles import Profile, changed_settings, load_profile, record_configuration
 
 pytestmark = pytest.mark.usefixtures("tiny_server")
 
@@ -107,6 +110,33 @@ def test_blocks_make_the_bytes_of_one_process(
     asked.clear()
     evaluate_tiny(profile, shared)
     assert asked == [] and bytes_of(shared) == found
+
+
+@pytest.mark.parametrize("deployment", ["evaluate-block/gpu", None])
+def test_other_adapters_are_compared_without_held_out_triplets(
+    deployment: str | None,
+    profile: Profile,
+    adapters: Path,
+    run_folder: Callable[[str], Path],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    settings = {"workers.evaluation": deployment, "training.held_out": 0.0, "compare_with": str(adapters)}
+    few = {"evaluation.variants": ["adapters"], "evaluation.subjects": 1, "sweep.image_scales": []}
+    compared, run = load_profile("miniature", {**changed_settings(profile), **settings, **few}), run_folder("run")
+    write_tiny_triplets(run)
+
+    def made_on_workers(workers: Workers, next_block: Callable[[], Any], so_far: Callable[[], str]) -> Iterator[Any]:
+        while (block := next_block()) is not None:
+            evaluate_block(**workers.parameters, **block.parameters)
+            assert block.is_made()
+            yield block
+
+    monkeypatch.setattr(evaluation_workers, "made_on_workers", made_on_workers)
+    held_out_file(run).parent.mkdir()
+    held_out_file(run).write_text("{}")  # of earlier settings
+    evaluate_tiny(compared, run)
+    assert (run / COMPARED / "rows.jsonl").is_file() and not held_out_file(run).exists()
+    assert [evaluation_step(compared, run, name).changes() for name in (TRAINED, COMPARED)] == [[], []]
 
 
 def test_a_block_is_of_its_subjects_alone(profile: Profile, run_folder: Callable[[str], Path]) -> None:

@@ -1,4 +1,4 @@
-"""What a plan refuses before anything is made."""
+"""What a plan refuses before anything is made, and which evaluations a profile has."""
 
 from pathlib import Path
 from typing import Any
@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 from tiny_profile import tiny_settings
 
+from flows.evaluation_plans import COMPARED, evaluations
 from flows.plans import pending
 from flows.profiles import load_profile
 
@@ -28,3 +29,9 @@ def test_what_only_a_late_step_would_miss_is_said_first(
             pending(command, load_profile("miniature", {**tiny_settings(), **settings}), tmp_path)
     unswept = {"evaluation.sampling.guidance": "joint", "sweep.image_scales": []}
     assert pending("run", load_profile("miniature", {**tiny_settings(), **unswept}), tmp_path)
+
+
+def test_other_adapters_are_compared_where_the_runs_own_are_evaluated() -> None:
+    assert COMPARED in evaluations(load_profile("miniature"))
+    for variants in (["no-adapters"], ["wrong-reference", "copy-paste"]):
+        assert evaluations(load_profile("miniature", {"evaluation.variants": variants})) == ["evaluation"]
