@@ -91,6 +91,7 @@ class DreamCachePipeline:
 
         `reference` is what `cache` takes, with `subject`, or returns, or a cache of one subject a prompt (see
         `FeatureCache.stack`). Image i is seeded by seed + i; the rest is as in SamplingConfig and `sample_images`.
+        ValueError for a cache of any other number of subjects.
         """
         from diffusers import ImagePipelineOutput
 
@@ -98,6 +99,9 @@ class DreamCachePipeline:
             raise ValueError(f"num_images_per_prompt must be at least 1, not {num_images_per_prompt}")
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
         cache = reference if isinstance(reference, FeatureCache) else self.cache(reference, subject=subject)
+        if cache.references not in (1, len(prompts)):
+            held = f"the cache holds {cache.references} subjects for {len(prompts)} prompts"
+            raise ValueError(f"{held}: give one, or one for each")
         rows = [row for row in range(len(prompts)) for _ in range(num_images_per_prompt)]
         config = SamplingConfig(
             guidance=guidance, guidance_scale=guidance_scale, image_guidance_scale=image_guidance_scale,
@@ -106,7 +110,7 @@ class DreamCachePipeline:
         images = sample_images(
             self.backbone,
             self.adapters,
-            cache.select(rows) if cache.references == len(prompts) > 1 else cache,
+            cache.select(rows) if cache.references > 1 else cache,
             [prompts[row] for row in rows],
             config,
             seeds=range(seed, seed + len(rows)),

@@ -64,6 +64,9 @@ def test_subjects_schedulers_and_a_negative_prompt(saved):
     assert without != images
     with pytest.raises(ValueError, match="num_images_per_prompt must be at least 1"):
         pipeline(prompts, caches, num_images_per_prompt=0)
+    for given, held in ((["a cat"], caches), (prompts, caches.select([0, 0, 1, 1]))):
+        with pytest.raises(ValueError, match=f"holds {held.references} subjects for {len(given)} prompts"):
+            pipeline(given, held, num_inference_steps=2, num_images_per_prompt=2)
 
 
 def test_adapters_that_read_the_noun_are_given_it(folder):
