@@ -179,6 +179,30 @@ def test_malformed_prompts_and_tables_are_named(tiny):
         load_benchmark(tiny)
 
 
+@pytest.mark.parametrize(
+    "prompts", [{"object": ["a {class}"]}, {"object": ["a {class}"], "live": "a {class}"}, ["a {class}"], {}]
+)
+def test_a_table_s_prompts_are_two_lists_of_texts(tiny, prompts):
+    (tiny / "prompts_and_classes.txt").unlink()
+    table = json.loads((tiny / "subjects.json").read_text())
+    (tiny / "subjects.json").write_text(json.dumps(table | {"prompts": prompts}))
+    with pytest.raises(ValueError, match=r"subjects.json: prompts are .* two lists of texts"):
+        load_benchmark(tiny)
+
+
+def test_images_that_cannot_be_records_are_to_be_renamed(tiny):
+    shutil.copy(tiny / "cat/00.png", tiny / "cat/00.JPG")
+    with pytest.raises(ValueError, match="rename images .* alone: cat/00.JPG and cat/00.png$"):
+        load_benchmark(tiny)
+    (tiny / "cat/00.JPG").rename(tiny / "cat/IMG_0001.JPG")
+    (tiny / "cup_1/01.png").rename(tiny / "cup_1/my photo.png")
+    with pytest.raises(ValueError, match="rename 2 images, .*: cat/IMG_0001.JPG, cup_1/my photo.png$"):
+        load_benchmark(tiny)
+    (tiny / "cat/IMG_0001.JPG").rename(tiny / "cat/img_0001.JPG")
+    (tiny / "cup_1/my photo.png").rename(tiny / "cup_1/my-photo.png")
+    assert len(load_benchmark(tiny).images) == 13
+
+
 def test_reading_both_quotes_and_a_last_line_without_comma(tmp_path):
     file = tmp_path / "prompts_and_classes.txt"
     file.write_text(

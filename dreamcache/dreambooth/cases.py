@@ -36,6 +36,7 @@ from typing import TypeVar
 from dreamcache.dreambooth.layout import (
     MASK_SUFFIX,
     find_images,
+    image_key,
     read_digests,
     read_prompts_and_classes,
     read_table,
@@ -71,7 +72,7 @@ class Subject:
 
     def image_key(self, image: Path) -> str:
         """The key of a real image, `SUBJECT-STEM`, by which masks and embeddings of it are named."""
-        return f"{self.name}-{image.stem}"
+        return image_key(self.name, image.name)
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,8 @@ from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Any
 
+from shards.files import KEY_PATTERN
+
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
 MASK_SUFFIX = ".mask.png"
 
@@ -49,7 +51,11 @@ def read_prompts_and_classes(path: Path) -> tuple[dict[str, str], dict[str, list
 
 
 def read_table(path: Path | Traversable) -> dict[str, Any]:
-    """Read and check a subjects.json, in a folder or in the package."""
+    """Read and check a subjects.json, in a folder or in the package.
+
+    Raises:
+        ValueError: when it is not as the layout has it; the message names the file and what is wrong.
+    """
     try:
         table = json.loads(path.read_text(encoding="utf-8"))
         seen = set()
@@ -62,11 +68,20 @@ def read_table(path: Path | Traversable) -> dict[str, Any]:
             seen.add(entry["name"])
         if not seen or not isinstance(table["benchmark"], str):
             raise ValueError("needs a benchmark name and at least one subject")
+        if not _are_prompts(table.get("prompts")):
+            raise ValueError('prompts are {"object": [...], "live": [...]}, two lists of texts')
     except KeyError as error:
         raise ValueError(f"{path}: {error.args[0]!r} is missing") from error
     except (TypeError, AttributeError, ValueError) as error:
         raise ValueError(f"{path}: {error}") from error
     return table
+
+
+def _are_prompts(found: object) -> bool:
+    if not isinstance(found, dict):
+        return found is None  # they are in the prompts file
+    lists = all(isinstance(texts, list) and all(isinstance(text, str) for text in texts) for texts in found.values())
+    return found.keys() == {"object", "live"} and lists
 
 
 def read_digests(path: Path | Traversable) -> dict[str, str]:
@@ -87,7 +102,7 @@ def find_images(folder: Path, references: Mapping[str, str], expected: Set[str] 
 
     Raises:
         FileNotFoundError: when subject folders or images are missing; the message names them.
-        ValueError: when there are images that `expected` does not have.
+        ValueError: when there are images that `expected` does not have, or whose names cannot be records' keys.
     """
     if missing := [name for name in references if not (folder / name).is_dir()]:
         raise FileNotFoundError(
@@ -107,7 +122,21 @@ def find_images(folder: Path, references: Mapping[str, str], expected: Set[str] 
         raise FileNotFoundError(f"{folder}: {len(missing)} of {len(wanted)} images missing: {some(missing)}")
     if expected is not None and (unknown := sorted(found - expected)):
         raise ValueError(f"{folder}: {len(unknown)} images too many, not of the benchmark: {some(unknown)}")
+    keys: dict[str, list[str]] = {}
+    for file in sorted(found):
+        keys.setdefault(image_key(*file.split("/")), []).append(file)
+    if unfit := [file for key, files in keys.items() if not KEY_PATTERN.fullmatch(key) for file in files]:
+        raise ValueError(
+            f"{folder}: rename {len(unfit)} images, short and of 0-9 a-z _ - before the suffix: {some(unfit)}"
+        )
+    if twice := [" and ".join(files) for files in keys.values() if len(files) > 1]:
+        raise ValueError(f"{folder}: rename images that differ in their suffixes alone: {some(twice)}")
     return images
+
+
+def image_key(subject: str, file: str) -> str:
+    """The key of a real image, `SUBJECT-STEM`, by which masks and embeddings of it are named."""
+    return f"{subject}-{Path(file).stem}"
 
 
 def verify_images(folder: Path, images: Mapping[str, Sequence[Path]], known: Mapping[str, Mapping[str, str]]) -> str:
