@@ -34,7 +34,9 @@ class SamplingConfig(BaseModel):
     image_guidance_scale: float = Field(default=0.4, ge=0, description="reference's scale in combined guidance")
     steps: int = Field(default=50, ge=1)
     eta: float = Field(default=0.0, ge=0, description="DDIM's share of fresh noise")
-    negative_prompt: str | None = Field(default=None, description="stands where the paper has the null text")
+    negative_prompt: str | None = Field(
+        default=None, description="stands in the unconditional branches, in the null text's place"
+    )
 
     def require_image_scale(self) -> None:
         """ValueError for joint guidance, which has no image scale."""
