@@ -1,7 +1,6 @@
 """The backbone: a frozen Stable Diffusion's VAE, text encoder and U-Net (paper Section 3)."""
 
 import hashlib
-import re
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
@@ -11,7 +10,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from shards.hub import hub_folder, is_hub_name
+from shards.hub import hub_folder, is_hub_name, weights_digest
 
 WEIGHTED_PARTS = ("unet", "vae", "text_encoder")
 # The files that diffusers and transformers load by default; a folder may hold the same weights in other forms too.
@@ -178,16 +177,8 @@ def weights_identity(folder: Path) -> str:
         if not files:
             raise FileNotFoundError(f"{folder / part} holds no weights")
         for file in files:
-            total.update(f"{part} {_file_digest(file)}\n".encode())
+            total.update(f"{part} {weights_digest(file)}\n".encode())
     return total.hexdigest()
-
-
-def _file_digest(file: Path) -> str:
-    # In the Hub's cache a large file's real name is its sha256, so gigabytes need not be read again.
-    if re.fullmatch("[0-9a-f]{64}", file.resolve().name):
-        return file.resolve().name
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _local_folder(location: str) -> Path:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from shards.files import replace_file
+from shards.files import replace_file, sha256_of
 
 
 def is_hub_name(location: str) -> bool:
@@ -45,6 +45,13 @@ def hub_folder(name: str, files: Sequence[str]) -> Path:
         return Path(snapshot_download(name, revision=commit, allow_patterns=list(files)))
     except Exception as error:
         raise not_fetched(name, error) from error
+
+
+def weights_digest(file: Path) -> str:
+    """The sha256 of a model's file."""
+    # In the Hub's cache a large file's real name is its sha256, so gigabytes need not be read again.
+    name = file.resolve().name
+    return name if re.fullmatch("[0-9a-f]{64}", name) else sha256_of(file)
 
 
 def not_fetched(name: str, error: BaseException, setting: str | None = None) -> OSError:

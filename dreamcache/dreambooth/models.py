@@ -1,10 +1,9 @@
 """Where the scoring models lie, and which weights they are; decided without loading any of them."""
 
 import hashlib
-import re
 from pathlib import Path
 
-from shards.hub import hub_folder, is_hub_name
+from shards.hub import hub_folder, is_hub_name, weights_digest
 
 # One form of the weights is enough: repositories hold the same ones in several.
 _WANTED = ("*.json", "*.txt", "model*.safetensors", "pytorch_model*.bin")
@@ -39,13 +38,5 @@ def model_identity(location: str | Path) -> str:
         raise FileNotFoundError(f"{folder}: holds no weights (*.safetensors or *.bin)")
     total = hashlib.sha256()
     for file in sorted([*weights, *folder.glob("*.json"), *folder.glob("*.txt")]):
-        total.update(f"{file.name} {_digest(file)}\n".encode())
+        total.update(f"{file.name} {weights_digest(file)}\n".encode())
     return total.hexdigest()
-
-
-def _digest(file: Path) -> str:
-    # In the Hub's cache a large file's real name is its sha256, so that it need not be read again.
-    if re.fullmatch("[0-9a-f]{64}", file.resolve().name):
-        return file.resolve().name
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
