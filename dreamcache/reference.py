@@ -23,7 +23,8 @@ def reference_image(image: Image.Image, mask: Image.Image | None = None, size: i
 
     The subject is where `mask` (L, 0 to 255, the image's size) says or, without one, the image's alpha channel. An
     image with neither is taken to be on white already: it is padded to a square and resized, its subject not moved.
-    ValueError for a mask or alpha channel that is empty, a mask of another size, or a file that ends too early.
+    ValueError for a mask or alpha channel that is empty, a mask of another size, floating-point pixels, or a file that
+    ends too early.
     """
     image, mask = _with_mask(image, mask)
     if mask is None:
@@ -38,7 +39,7 @@ def reference_image(image: Image.Image, mask: Image.Image | None = None, size: i
 def shown_alone(image: Image.Image) -> Literal["cut out", "on white"] | None:
     """How an image shows its subject alone: by its alpha channel, or three quarters of its edge are white; or not.
 
-    ValueError for a file that ends too early.
+    ValueError for floating-point pixels, or a file that ends too early.
     """
     image, mask = _with_mask(image, None)
     if mask is not None:
@@ -98,6 +99,21 @@ def to_tensor(image: Image.Image) -> Tensor:
     return torch.from_numpy(np.array(image, dtype=np.float32)).permute(2, 0, 1) / 127.5 - 1.0
 
 
+def eight_bits(image: Image.Image) -> Image.Image:
+    """The image with grey pixels of 16 bits scaled to 8, where Pillow would clip them; any other image as it is.
+
+    Where no value is above 255, they are 8 bits that were stored in 16, and stay. ValueError for floating-point pixels.
+    """
+    if image.mode == "F":
+        raise ValueError("floating-point pixels have no range; convert it to 8 or 16 bits")
+    if not image.mode.startswith("I"):
+        return image
+    values = np.asarray(image, dtype=np.float64)
+    if values.max(initial=0.0) > 255:
+        values = values / 257
+    return Image.fromarray(values.clip(0, 255).round().astype(np.uint8))
+
+
 def _with_mask(image: Image.Image, mask: Image.Image | None) -> tuple[Image.Image, Image.Image | None]:
     """The image as RGB, and its mask as L, from whatever modes they come in."""
     try:
@@ -111,15 +127,11 @@ def _with_mask(image: Image.Image, mask: Image.Image | None) -> tuple[Image.Imag
         mask = image.convert("RGBA").getchannel("A")
         if mask.getextrema() == (255, 255):
             mask = None
-    if image.mode.startswith(("I", "F")):
-        # Pillow's own conversion clips 16-bit values at 255 instead of scaling them.
-        values = np.asarray(image, dtype=np.float64)
-        top = 65535.0 if values.max(initial=0.0) > 255 else 255.0
-        image = Image.fromarray((values / top * 255).clip(0, 255).round().astype(np.uint8))
+    image = eight_bits(image)
     image = image.convert("RGBA").convert("RGB") if "transparency" in image.info else image.convert("RGB")
     if mask is None:
         return image, None
-    mask = mask.convert("L")
+    mask = eight_bits(mask).convert("L")
     if mask.size != image.size:
         raise ValueError(f"the mask is {mask.width} x {mask.height}, its image {image.width} x {image.height}")
     return image, mask

@@ -114,6 +114,7 @@ def test_grey_alpha_palette_and_16_bits(tmp_path):
         np.testing.assert_array_equal(opened(Image.fromarray(grey.astype(np.uint16) * 257), suffix), in_colour)
     nearly = np.minimum(grey.astype(np.uint16) * 257 + 100, 65535).astype(np.uint16)
     np.testing.assert_array_equal(opened(Image.fromarray(nearly)), in_colour)
+    np.testing.assert_array_equal(opened(Image.fromarray(grey.astype(np.uint16))), in_colour)  # 8 bits stored in 16
 
     pixels, alpha = noise(20, 16), noise(20, 16, 1, seed=1)[..., 0]
     share = alpha[..., None] / 255

@@ -61,6 +61,12 @@ def test_sixteen_bits_are_scaled_not_clipped():
     ramp = Image.fromarray(np.linspace(0, 65535, 256, dtype=np.uint16).reshape(16, 16))
     values = np.asarray(reference_image(ramp, size=16))[..., 0]
     assert values[0, 0] == 0 and values[-1, -1] == 255 and 120 < values[8, 0] < 136
+    image, mask = scene()
+    soft = mask.point(lambda value: value and 100)  # under the half of what counts as the subject
+    with pytest.raises(ValueError, match="mask or alpha channel is empty"):
+        reference_image(image, Image.fromarray(np.asarray(soft, dtype=np.uint16) * 257))
+    with pytest.raises(ValueError, match="floating-point pixels"):
+        reference_image(Image.new("F", (16, 16), 0.5))
 
 
 def test_one_pixel_is_enough_and_nothing_is_not():

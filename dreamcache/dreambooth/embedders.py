@@ -16,13 +16,14 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from safetensors import SafetensorError
 
 from dreamcache.dreambooth.models import local_model, model_identity
+from dreamcache.reference import eight_bits
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 
 
 def open_image(source: Path | Image.Image) -> Image.Image:
-    """Open an image as 8-bit RGB: turned as its EXIF says, alpha laid over white, 16 bits scaled to 8.
+    """Open an image as 8-bit RGB: turned as its EXIF says, alpha laid over white, wider pixels by `eight_bits`.
 
     Raises:
         FileNotFoundError: when there is no such file.
@@ -36,10 +37,10 @@ def open_image(source: Path | Image.Image) -> Image.Image:
         raise FileNotFoundError(f"{name}: no such image") from None
     except (UnidentifiedImageError, OSError, SyntaxError, Image.DecompressionBombError) as error:
         raise ValueError(f"{name}: not a readable image ({error})") from error
-    if image.mode == "F":
-        raise ValueError(f"{name}: floating-point pixels have no range; convert it to 8 or 16 bits")
-    if image.mode.startswith("I"):  # 16-bit grey; PIL's own conversion would clip it to 255
-        image = Image.fromarray(np.round(np.asarray(image, dtype=np.float64) / 257).clip(0, 255).astype(np.uint8))
+    try:
+        image = eight_bits(image)
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from None
     if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
         image = image.convert("RGBA")
         white = Image.new("RGBA", image.size, "white")
