@@ -38,11 +38,11 @@ class SamplingConfig(BaseModel):
         default=None, description="stands in the unconditional branches, in the null text's place"
     )
 
-    def require_image_scale(self) -> None:
-        """ValueError for joint guidance, which has no image scale."""
+    def require_image_scale(self, wanted_by: str) -> None:
+        """ValueError for joint guidance, which has no image scale; `wanted_by` is what to leave out then."""
         if self.guidance == "joint":
             raise ValueError(
-                "joint guidance has one scale, guidance_scale, and no image scale: leave that out, or set "
+                f"joint guidance has one scale, guidance_scale, and no image scale: leave out {wanted_by}, or set "
                 "evaluation.sampling.guidance=combined"
             )
 

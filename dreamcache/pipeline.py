@@ -15,7 +15,7 @@ from dreamcache.cache import FeatureCache, cache_reference
 from dreamcache.configs import SamplingConfig
 from dreamcache.sampling import ddim_scheduler, sample_images
 from shards.files import replace_file
-from shards.hub import is_hub_name
+from shards.hub import is_hub_name, keep_commit
 
 
 class DreamCachePipeline:
@@ -140,6 +140,8 @@ class DreamCachePipeline:
     ) -> str:
         """Upload what `save_pretrained` writes to the Hub as NAME; returns the page's address.
 
+        From then on NAME means that upload on this machine.
+
         ValueError if the backbone was loaded from a local folder and `backbone` does not say its name on the Hub.
         """
         from huggingface_hub import HfApi
@@ -151,7 +153,8 @@ class DreamCachePipeline:
         page = str(api.create_repo(name, private=private, exist_ok=True))
         with tempfile.TemporaryDirectory() as folder:
             self.save_pretrained(folder, backbone)
-            api.upload_folder(repo_id=name, folder_path=folder, commit_message="Upload DreamCache adapters")
+            uploaded = api.upload_folder(repo_id=name, folder_path=folder, commit_message="Upload DreamCache adapters")
+        keep_commit(name, uploaded.oid)
         return page
 
 

@@ -7,6 +7,8 @@ import torch
 from PIL import Image, ImageEnhance, ImageOps
 from torch import Tensor
 
+from shards.sources import eight_bits
+
 # How much of the side a subject fills, at least, in training; and, fixed, when sampling.
 MIN_FILL = 0.7
 SAMPLING_FILL = 0.85
@@ -97,21 +99,6 @@ def augment_reference(image: Image.Image, mask: Image.Image, size: int, generato
 def to_tensor(image: Image.Image) -> Tensor:
     """An RGB image as (3, H, W) float32 in [-1, 1]."""
     return torch.from_numpy(np.array(image, dtype=np.float32)).permute(2, 0, 1) / 127.5 - 1.0
-
-
-def eight_bits(image: Image.Image) -> Image.Image:
-    """The image with grey pixels of 16 bits scaled to 8, where Pillow would clip them; any other image as it is.
-
-    Where no value is above 255, they are 8 bits that were stored in 16, and stay. ValueError for floating-point pixels.
-    """
-    if image.mode == "F":
-        raise ValueError("floating-point pixels have no range; convert it to 8 or 16 bits")
-    if not image.mode.startswith("I"):
-        return image
-    values = np.asarray(image, dtype=np.float64)
-    if values.max(initial=0.0) > 255:
-        values = values / 257
-    return Image.fromarray(values.clip(0, 255).round().astype(np.uint8))
 
 
 def _with_mask(image: Image.Image, mask: Image.Image | None) -> tuple[Image.Image, Image.Image | None]:

@@ -39,7 +39,7 @@ def main(arguments: list[str]) -> int:
         backbone = load_backbone(location, str(device), getattr(torch, config.dtype))
         report = PrintedProgress() if process_rank() == 0 else None
         adapters = train_adapters(backbone, paths, config, folder, report, workers=given.workers)
-    except (ValueError, FileNotFoundError) as error:
+    except (ValueError, OSError) as error:
         print(f"dreamcache.train: {error}", file=sys.stderr)
         return 1
     if process_rank() == 0:

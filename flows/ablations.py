@@ -92,7 +92,7 @@ class Study:
             raise ValueError(f"there is no row or table {wrong[0]}{nearest_of(wrong[0], names)}")
         asked = {self.variants[line] for name in only for line in names[name]} or set(self.settings)
         if any(SCALE_SETTING in self.settings[variant] for variant in asked):
-            self.base.evaluation.sampling.require_image_scale()
+            self.base.evaluation.sampling.require_image_scale("the table image-scale (--only names others)")
         chosen = {DEFAULT, *asked, *(self.baseline(variant) for variant in asked)}
         close = {self.variants[line.name] for table in TABLES.values() for line in table.close()}
         again = chosen if only else close

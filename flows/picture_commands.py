@@ -222,7 +222,7 @@ def _sampling(profile: Profile, scale: float | None) -> SamplingConfig:
     sampling = profile.evaluation.sampling
     if scale is None:
         return sampling
-    sampling.require_image_scale()
+    sampling.require_image_scale("--scale")
     return sampling.model_copy(update={"image_guidance_scale": scale})
 
 

@@ -33,7 +33,7 @@ from shards.triplets import triplet_paths, unfinished_part
 
 DESCRIPTION_VERSION = 1
 TRAINING_VERSION = 1
-REPORT_VERSION = 5
+REPORT_VERSION = 6
 
 
 def training_step(profile: Profile, run: Path) -> Step:
@@ -112,7 +112,7 @@ def _model_terms(profile: Profile) -> dict[str, str]:
                 continue
             ours = Path(location).is_relative_to(miniature_checkpoints())
             text = "Apache-2.0, trained by this project" if ours else model_terms(location)
-            with contextlib.suppress(FileNotFoundError):  # an import of pairs needs but some of the models
+            with contextlib.suppress(OSError):  # an import of pairs needs but some of the models
                 if text is not None:
                     terms[model_identity(location, role)] = text
     return terms
@@ -185,8 +185,8 @@ def check_models(profile: Profile) -> None:
     model_identity(profile.backbone, "backbone")
     embedder_models(profile)
     ip_adapter_model(profile, profile.evaluation)
-    for point in profile.sweep.points():
-        profile.sweep.configured(profile.evaluation, point)
+    if profile.sweep.image_scales:
+        profile.evaluation.sampling.require_image_scale("sweep.image_scales")
     if profile.compare_with is not None:
         model_identity(profile.compare_with, "compare_with")
     if isinstance(profile.benchmark, str):

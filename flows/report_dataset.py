@@ -77,7 +77,7 @@ def _example(run: Path, shard: Path, record: dict[str, Any]) -> dict[str, Any]:
         picture = data_uri(image, 150)
     if (value := record.get("value")) is not None:
         text += f" ({value:.3g})"
-    if (matched := record.get("matched")) is not None:
+    if isinstance(matched := record.get("matched"), dict):
         text += f" — like “{matched['caption']}” ({matched['similarity']:.2f})"
     return {"picture": picture, "text": text}
 

@@ -68,7 +68,7 @@ class Verification:
             return None
         try:
             return Dataset(self.profile.dataset, self.run)
-        except FileNotFoundError as error:
+        except OSError as error:  # a model that is not here, or the Hub is not reached
             self.unchecked.append(f"whether the dataset is that of config.json: {error}")
             return None
 
@@ -88,7 +88,7 @@ class Verification:
             for name in evaluations(profile):
                 if not lines and (self.run / name / BEGUN).is_file():
                     lines += evaluation_changes(profile, self.run, name)
-        except FileNotFoundError as error:
+        except OSError as error:
             self.unchecked.append(f"whether training and evaluation are those of config.json: {error}")
         if not lines and (self.run / "report.html").is_file() and not report_is_current(profile, self.run):
             lines.append("report.html: shows another state of this run")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import hashlib
 import io
@@ -108,14 +109,24 @@ def temporary_file(path: Path) -> Iterator[BinaryIO]:
     """A new temporary file beside `path`, open for writing, locked while its process lives, and gone in the end."""
     while True:
         with temporary_beside(path).open("xb") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
-            if not os.path.exists(file.name):
-                continue  # before it was locked, another process took it for a leftover
             try:
-                yield file
+                with _where_locks_are():
+                    fcntl.flock(file, fcntl.LOCK_EX)
+                if os.path.exists(file.name):  # else another process took it for a leftover before it was locked
+                    yield file
+                    return
             finally:
                 Path(file.name).unlink(missing_ok=True)
-            return
+
+
+@contextlib.contextmanager
+def _where_locks_are() -> Iterator[None]:
+    """Go on after this block on a file system without locks, on which leftovers stay."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK):
+            raise
 
 
 def remove_leftovers(*paths: Path) -> None:
@@ -125,7 +136,11 @@ def remove_leftovers(*paths: Path) -> None:
     for name in os.listdir(folder):
         if name.startswith(beginnings):
             # For writing, without which NFS grants no exclusive lock.
-            with contextlib.suppress(BlockingIOError, FileNotFoundError), (folder / name).open("r+b") as file:
+            with (
+                contextlib.suppress(BlockingIOError, FileNotFoundError),
+                _where_locks_are(),
+                (folder / name).open("r+b") as file,
+            ):
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # held by a living process
                 (folder / name).unlink()
 

@@ -1,5 +1,6 @@
 """Models on the Hub: which location names one, which commit of it is meant, and its local copy; nothing is loaded."""
 
+import errno
 import re
 from collections.abc import Sequence
 from contextlib import suppress
@@ -17,23 +18,28 @@ def hub_commit(name: str, setting: str | None = None) -> str:
     """The commit of a model on the Hub that this machine works with, 40 hex digits.
 
     It is the one that the Hub's local cache calls main; where there is none, the newest, which the cache then calls
-    so. A model thus stays what it was, whatever is new on the Hub, until it is fetched anew (`hf download NAME`).
+    so. A model thus stays what it was, whatever is new on the Hub, until any file of it is fetched anew (`hf download
+    NAME README.md`).
     Raises FileNotFoundError where the Hub refuses it or HF_HUB_OFFLINE is set, OSError where another try may help; both
     name the `setting` that gave the model.
     """
-    from huggingface_hub import constants, model_info
+    from huggingface_hub import model_info
 
-    main = Path(constants.HF_HUB_CACHE, f"models--{name.replace('/', '--')}", "refs", "main")
     with suppress(OSError):
-        return main.read_text().strip()
+        return _main(name).read_text().strip()
     try:
         commit = str(model_info(name).sha)
     except Exception as error:  # the Hub's client raises errors of several families
         raise not_fetched(name, error, setting) from error
-    with suppress(OSError):  # a cache that cannot be written to forgets
-        main.parent.mkdir(parents=True, exist_ok=True)
-        replace_file(main, commit.encode())
+    keep_commit(name, commit)
     return commit
+
+
+def keep_commit(name: str, commit: str) -> None:
+    """Have `hub_commit` say so from now on; a cache that cannot be written to forgets."""
+    with suppress(OSError):
+        _main(name).parent.mkdir(parents=True, exist_ok=True)
+        replace_file(_main(name), commit.encode())
 
 
 def hub_folder(name: str, files: Sequence[str]) -> Path:
@@ -57,15 +63,15 @@ def weights_digest(file: Path) -> str:
 def not_fetched(name: str, error: BaseException, setting: str | None = None) -> OSError:
     """What to raise where a model on the Hub cannot be had: says in one line why, and what to do.
 
-    A FileNotFoundError where another try would end alike (the model is absent, gated, or the Hub may not be asked), an
-    OSError for a network, a Hub or a disk that fails at times. `setting` names what the model was given by.
+    A FileNotFoundError where another try would end alike (the model or a file of it is absent or gated, or the Hub may
+    not be asked), an OSError for a network, a Hub or a disk that fails at times. `setting` gave the model.
     """
     from huggingface_hub import constants
 
     reason = (str(error).strip().splitlines() or [""])[0].rstrip(". ")
     reason = f"{type(error).__name__}: {reason}" if reason else type(error).__name__
     told = f"{setting}: " if setting else ""
-    if not constants.HF_HUB_OFFLINE and not _refused(error):
+    if not constants.HF_HUB_OFFLINE and _may_pass(error):
         return OSError(f"{told}{name} could not be fetched from the Hub for now ({reason}): try again later")
     given = f"set {setting} to" if setting else "give"
     offline = ", and HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else ""
@@ -76,16 +82,21 @@ def not_fetched(name: str, error: BaseException, setting: str | None = None) -> 
     )
 
 
-def _refused(error: BaseException | None) -> bool:
-    """Whether an error, or one that it came from, is the Hub's refusal or a name that cannot be one."""
-    from huggingface_hub.errors import EntryNotFoundError, HFValidationError, LocalEntryNotFoundError
-
+def _may_pass(error: BaseException | None) -> bool:
+    """Whether an error, or one that it came from, is of a connection, a disk or a Hub that is down."""
     while error is not None:
         status = getattr(getattr(error, "response", None), "status_code", 0)
-        if 400 <= status < 500 and status not in (408, 429):
+        # The class of the Hub's client's HTTP library, which is not the same one in all its versions.
+        unconnected = any(kind.__name__ == "TransportError" for kind in type(error).__mro__)
+        if status in (408, 429) or status >= 500 or unconnected or isinstance(error, (ConnectionError, TimeoutError)):
             return True
-        absent = isinstance(error, EntryNotFoundError) and not isinstance(error, LocalEntryNotFoundError)
-        if absent or isinstance(error, HFValidationError):
+        if isinstance(error, OSError) and error.errno not in (None, errno.ENOENT):
             return True
         error = error.__cause__ or error.__context__
     return False
+
+
+def _main(name: str) -> Path:
+    from huggingface_hub import constants
+
+    return Path(constants.HF_HUB_CACHE, f"models--{name.replace('/', '--')}", "refs", "main")

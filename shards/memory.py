@@ -12,8 +12,9 @@ from typing import Any, TypeVar
 
 PROCESS = Path("/proc/self")
 GPUS = (Path("/dev/nvidiactl"), Path("/dev/kfd"))  # NVIDIA's and AMD's drivers
-# The parameters of glibc's mallopt, and values for them. Blocks of a gigabyte and more are still mapped by themselves.
-_TRIM_THRESHOLD, _TOP_PAD, _MMAP_THRESHOLD = (-1, 2**31 - 1), (-2, 2**28), (-3, 2**30)
+# Parameters of glibc's mallopt: the memory at the heap's end that is kept, what the heap grows by beyond what is asked
+# for, and the size of blocks that are mapped by themselves.
+_TRIM_THRESHOLD, _TOP_PAD, _MMAP_THRESHOLD = -1, -2, -3
 Record = TypeVar("Record")
 Result = TypeVar("Result")
 
@@ -26,13 +27,17 @@ def keep_freed_memory() -> None:
     """
     if not any(path.exists() for path in GPUS):
         with contextlib.suppress(AttributeError, OSError, TypeError):
-            libc = ctypes.CDLL(None)
-            for parameter, value in (_TRIM_THRESHOLD, _TOP_PAD, _MMAP_THRESHOLD):
-                libc.mallopt(parameter, value)
+            mallopt = ctypes.CDLL(None).mallopt
+            # An older glibc takes 32 MB at most; the others alone would keep this one far lower than it is by default.
+            if mallopt(_MMAP_THRESHOLD, 2**30) or mallopt(_MMAP_THRESHOLD, 2**25):
+                mallopt(_TRIM_THRESHOLD, 2**31 - 1)
+                mallopt(_TOP_PAD, 2**28)
 
 
 def forget_peaks() -> None:
-    """Count anew from here on, where the system lets a process do so."""
+    """Count anew from here on, where the system lets a process do so; freed memory that is kept is given back first."""
+    with contextlib.suppress(AttributeError, OSError, TypeError):
+        ctypes.CDLL(None).malloc_trim(0)
     with contextlib.suppress(OSError):
         (PROCESS / "clear_refs").write_text("5")
     if (torch := sys.modules.get("torch")) is not None and torch.cuda.is_initialized():

@@ -97,8 +97,26 @@ def _tar_files(path: Path) -> dict[str, SourceFile]:
     return files
 
 
+def eight_bits(image: Image) -> Image:
+    """The image with grey pixels of 16 bits scaled to 8, where Pillow would clip them; any other image as it is.
+
+    Where no value is above 255, they are 8 bits that were stored in 16, and stay. ValueError for floating-point pixels.
+    """
+    import numpy as np
+    from PIL import Image as PILImage
+
+    if image.mode == "F":
+        raise ValueError("floating-point pixels have no range; convert it to 8 or 16 bits")
+    if not image.mode.startswith("I"):
+        return image
+    values = np.asarray(image, dtype=np.float64)
+    if values.max(initial=0.0) > 255:
+        values = values / 257
+    return PILImage.fromarray(values.clip(0, 255).round().astype(np.uint8))
+
+
 def decoded_image(content: bytes) -> Image:
-    """An image from a stranger's bytes, decoded, in its own mode.
+    """An image from a stranger's bytes, decoded, in its own mode but for `eight_bits`.
 
     Raises ValueError with the reason for what is no image, or one of more than `MAX_PIXELS`, which is not decoded.
     """
@@ -117,4 +135,4 @@ def decoded_image(content: bytes) -> Image:
         raise ValueError("unreadable image") from None
     except ValueError as error:
         raise ValueError("image of too many pixels" if "pixels" in str(error) else "unreadable image") from None
-    return image
+    return eight_bits(image)

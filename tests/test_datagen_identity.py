@@ -62,7 +62,7 @@ def hub() -> Iterator[str]:
 
 def asked(code: str, home: Path, hub: str, offline: str = "0") -> str:
     """What a new process says that evaluates an expression about models on this Hub, or the error's class and text."""
-    code = f"from datagen.identity import checkpoint_file, model_identity\ntry: print({code})\n"
+    code = f"from datagen.identity import checkpoint_file, loading, model_identity\ntry: print({code})\n"
     code += "except OSError as error: print(type(error).__name__, error)"
     environment = os.environ | {"HF_ENDPOINT": hub, "HF_HUB_OFFLINE": offline, "HF_HOME": str(home), "NO_PROXY": "*"}
     command = [sys.executable, "-c", code]
@@ -92,6 +92,9 @@ def test_a_model_on_the_hub_stays_at_the_commit_that_it_was_first_taken_at(tmp_p
     assert first.startswith("hub:owner/moving@0000")
     assert asked(identity, tmp_path / "here", hub) == first == asked(identity, tmp_path / "here", hub, offline="1")
     assert asked(identity, tmp_path / "elsewhere", hub) != first
+    load = "raise OSError('it does not appear to have a file named model.safetensors')"  # transformers' words
+    code = f'exec("""with loading(\'owner/moving\', \'images.model\'): {load}""")'
+    assert asked(code, tmp_path / "here", hub).startswith("FileNotFoundError images.model: owner/moving")
     assert "HF_HUB_OFFLINE is set" in asked(identity, tmp_path / "nowhere", hub, offline="1")
 
 

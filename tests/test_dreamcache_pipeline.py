@@ -15,7 +15,7 @@ from tiny_diffusion import save_tiny_stable_diffusion
 from dreamcache import AdapterSet, DreamCachePipeline, SamplingConfig, load_backbone, sample_images
 from dreamcache.cache import FeatureCache, cache_reference
 from dreamcache.sampling import ddim_scheduler
-from shards.hub import hub_folder
+from shards.hub import hub_commit, hub_folder, keep_commit
 
 
 @pytest.fixture(scope="module")
@@ -127,15 +127,17 @@ def test_pushing_needs_a_public_backbone_and_uploads_what_loads(saved, folder, t
 
     def upload_folder(self, repo_id, folder_path, commit_message):
         shutil.copytree(folder_path, tmp_path / "hub")
+        return SimpleNamespace(oid="0123abc")
 
     monkeypatch.setattr("huggingface_hub.HfApi.create_repo", create_repo)
     monkeypatch.setattr("huggingface_hub.HfApi.upload_folder", upload_folder)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+    keep_commit("me/adapters", "of before")
     assert pipeline.push_to_hub("me/adapters", "you/sd", private=True) == "https://huggingface.co/me/adapters"
     assert calls == [("me/adapters", True)]
     assert "base_model: you/sd\n" in (tmp_path / "hub" / "README.md").read_text()
     assert json.loads((tmp_path / "hub" / "pipeline.json").read_text()) == {"backbone": "you/sd"}
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr("huggingface_hub.model_info", lambda name: SimpleNamespace(sha="0123abc"))
+    assert hub_commit("me/adapters") == "0123abc"
     monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *_, **__: str(tmp_path / "hub"))
     assert AdapterSet.from_pretrained("me/adapters").backbone_identity == pipeline.backbone.identity
     DreamCachePipeline.from_pretrained(folder, adapters="me/adapters")

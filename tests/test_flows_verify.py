@@ -178,6 +178,24 @@ def test_what_trains_on_a_dataset_does_not_say_how_it_was_built(profile: Profile
     assert Verification(merged).lines == []
 
 
+def test_without_the_hub_the_files_are_verified_all_the_same(
+    profile: Profile, run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images = profile.dataset.images.model_copy(update={"model": "owner/model"})
+    dataset = profile.dataset.model_copy(update={"images": images})
+    (run / "config.json").unlink()
+    record_configuration(run, profile.model_copy(update={"dataset": dataset}), builds=True)
+    flip_unseen(run / "images" / "00001.tar")
+
+    def hub_commit(name: str, setting: str) -> str:
+        raise OSError(f"{name} could not be fetched")
+
+    monkeypatch.setattr("datagen.identity.hub_commit", hub_commit)
+    found = Verification(run)
+    assert found.lines == ["images/00001.tar: altered: its checksum is another"]
+    assert any("owner/model could not be fetched" in line for line in found.unchecked)
+
+
 def test_training_waits_for_all_shards_of_a_build(profile: Profile, run: Path) -> None:
     assert training_step(load_profile("miniature"), run).missing == ()
     (run / "triplets" / "00001.done.json").unlink()

@@ -1,5 +1,6 @@
 """Files that are written at once, by several writers in one folder."""
 
+import errno
 import threading
 from pathlib import Path
 
@@ -47,3 +48,15 @@ def test_after_an_error_all_is_as_before(tmp_path: Path) -> None:
         file.write(b"new")
         raise OSError("disk full")
     assert path.read_bytes() == b"old" and list(tmp_path.iterdir()) == [path]
+
+
+def test_a_file_system_without_locks_is_written_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    left = tmp_path / "file.tmp-1-0"
+    left.touch()
+
+    def flock(file: object, kind: int) -> None:
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr("fcntl.flock", flock)
+    replace_file(tmp_path / "file", b"new")
+    assert (tmp_path / "file").read_bytes() == b"new" and sorted(tmp_path.iterdir()) == [tmp_path / "file", left]

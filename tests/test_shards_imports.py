@@ -9,6 +9,7 @@ import zlib
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 from tiny_triplets import tiny_triplet, write_tiny_triplets
@@ -87,6 +88,15 @@ def test_the_authors_folders_become_triplets(tmp_path: Path) -> None:
     assert (one.caption, one.record["class"], one.record["area"]) == ("a red cup", "red cup", 0.5)
     assert one.record["source"] == "Red Cup_01/0000" and one.image.size == one.mask.size == (32, 32)
     assert one.mask.getpixel((0, 0)) == 255 and one.mask.getpixel((31, 0)) == 0
+
+
+def test_masks_of_16_bits_are_scaled(tmp_path: Path) -> None:
+    values = np.full((32, 32), 20_000, dtype=np.uint16)  # less than a half, and far above 255
+    values[:, :16] = 65_535
+    files = object_files("cup/0") | {"cup/0_mask.png": png(Image.fromarray(values))}
+    assert take(write(tmp_path / "source", files), tmp_path / "run") == {}
+    (one,) = read_triplets(triplet_paths(tmp_path / "run"))
+    assert (one.record["area"], one.mask.getpixel((31, 0))) == (0.5, 78)
 
 
 def test_every_fault_of_a_record_has_its_reason(tmp_path: Path) -> None:

@@ -40,7 +40,7 @@ FAULTS = """
 import resource
 before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 for _ in range(20):
-    b"x" * 2**26  # as large as a layer's output, gone at once
+    b"x" * 2**24  # as large as a layer's output, gone at once
 print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """
 

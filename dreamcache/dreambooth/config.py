@@ -66,13 +66,8 @@ class SweepConfig(BaseModel):
         return {f"{kind}-{value:g}": (name, value) for kind, (name, values) in scales.items() for value in values}
 
     def configured(self, config: EvaluationConfig, point: str) -> EvaluationConfig:
-        """A point's evaluation: of the adapters alone, one image a prompt, all else as in `config`.
-
-        ValueError for an image scale of joint guidance, which has none.
-        """
+        """A point's evaluation: of the adapters alone, one image a prompt, all else as in `config`."""
         name, value = self.points()[point]
-        if name == "image_guidance_scale":
-            config.sampling.require_image_scale()
         data = config.model_dump() | {"variants": ("adapters",), "images_per_prompt": 1, "masked_metrics": False}
         data |= {"subjects": self.subjects, "prompts": self.prompts, "sampling": data["sampling"] | {name: value}}
         return EvaluationConfig.model_validate(data)

@@ -24,10 +24,13 @@ def ip_adapted(backbone: "Backbone", location: str | Path, scale: float) -> Iter
     """A diffusers pipeline of the backbone with IP-Adapter of this scale; after it the U-Net is itself again.
 
     `location` is a local folder or a Hub name with models/ip-adapter_sd15.safetensors and models/image_encoder/.
-    ValueError where they are not there or do not fit the backbone.
+    ValueError where they are not there or do not fit the backbone; of the Hub, errors as `hub_folder`.
     """
     from diffusers import StableDiffusionPipeline
 
+    folder = Path(location).expanduser()
+    if not folder.exists() and is_hub_name(str(location)):
+        folder = hub_folder(str(location), (f"{SUBFOLDER}/{WEIGHTS}", f"{SUBFOLDER}/image_encoder/*"))
     before = dict(backbone.unet.attn_processors)
     pipeline = StableDiffusionPipeline(
         vae=backbone.vae, text_encoder=backbone.text_encoder, tokenizer=backbone.tokenizer, unet=backbone.unet,
@@ -37,9 +40,6 @@ def ip_adapted(backbone: "Backbone", location: str | Path, scale: float) -> Iter
     pipeline.set_progress_bar_config(disable=True)
     try:
         try:
-            folder = Path(location).expanduser()
-            if not folder.exists() and is_hub_name(str(location)):
-                folder = hub_folder(str(location), (f"{SUBFOLDER}/{WEIGHTS}", f"{SUBFOLDER}/image_encoder/*"))
             pipeline.load_ip_adapter(str(folder), subfolder=SUBFOLDER, weight_name=WEIGHTS)
         except (OSError, ValueError, KeyError, RuntimeError) as error:
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
