@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from dreamcache.dreambooth.findings import MIN_SUBJECTS
 from dreamcache.dreambooth.published import published_real_scores
 from dreamcache.dreambooth.scoring import REAL_ROWS, ROWS, SUMMARY, summary_json
 from dreamcache.dreambooth.summary import METRICS, calibrate, compare, summarize
@@ -122,6 +123,8 @@ def _change(kinds: Mapping[str, Any], metric: str) -> str:
             verdict = "no difference shown"
             if change["low"] is None:
                 verdict = "of one subject alone"
+            elif change["groups"] < MIN_SUBJECTS:
+                verdict = f"of {change['groups']} subjects, too few to tell"
             elif round(change["low"], 3) > 0 or round(change["high"], 3) < 0:  # as they are read
                 verdict = "more" if change["low"] > 0 else "less"
             cell = estimate_cells({metric: change}, signed=True)[METRIC_NAMES[metric]]

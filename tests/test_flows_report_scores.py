@@ -68,16 +68,17 @@ def test_one_table_of_all_and_one_of_hard_subjects(run: Path) -> None:
     notes = {row["label"]: row["note"] for row in everyone["rows"]}
     for note in notes.values():
         assert len(re.findall(r"\.(?: |$)", note)) == 2, "what it says, in two sentences"
-    gain = "DINO against no adapters is +0.100 [+0.100, +0.100], more (on hard subjects +0.100 [+0.100, +0.100], more)"
+    change = "+0.100 [+0.100, +0.100], of {} subjects, too few to tell"
+    gain = f"DINO against no adapters is {change.format(4)} (on hard subjects {change.format(2)})"
     assert notes["Adapters just trained"].endswith(f" {gain}.")
     assert "DINO 0.350 (0.250 on hard subjects) is what any image" in notes["No adapters"]
 
 
 def test_a_note_says_no_more_than_its_interval() -> None:
-    def said(*changes: tuple[float, float | None, float | None]) -> str:
+    def said(*changes: tuple[float, float | None, float | None], subjects: int = 6) -> str:
         kinds = {"overall": {"dino": {"mean": 0.5}}}
         differences = {
-            kind: {"dino": {"mean": mean, "low": low, "high": high}}
+            kind: {"dino": {"mean": mean, "low": low, "high": high, "groups": subjects}}
             for kind, (mean, low, high) in zip(("overall", "palette_shared"), changes, strict=False)
         }
         summary = {
@@ -93,7 +94,8 @@ def test_a_note_says_no_more_than_its_interval() -> None:
     )
     assert said((0.02, 0.01, 0.03)).startswith("+0.020 [+0.010, +0.030], more: ")
     assert said((0.0003, 0.0001, 0.0004)).startswith("+0.000 [+0.000, +0.000], no difference shown: ")
-    assert said((0.02, None, None)).startswith("+0.020, of one subject alone: ")
+    assert said((0.02, 0.01, 0.03), subjects=5).startswith("+0.020 [+0.010, +0.030], of 5 subjects, too few to tell: ")
+    assert said((0.02, None, None), subjects=1).startswith("+0.020, of one subject alone: ")
     alone = {"variants": {"adapters": {"overall": {"dino": {"mean": 0.5}}}}, "differences": {}, "real_against_real": {}}
     assert score_tables.notes(alone) == {"adapters": "Shown the subject's reference. DINO 0.500."}
 
