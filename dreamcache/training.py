@@ -50,18 +50,18 @@ def train_adapters(
 ) -> Path:
     """Train adapters on triplet shards, resuming exactly what `folder` holds, and return the adapters' folder.
 
-    `folder` gets `adapters/` (what `AdapterSet.from_pretrained` reads), `state/` (weights, optimizer, average, step),
-    `log.csv` (step, loss, lr, validation_right, validation_wrong, validation_none) and `samples/` (grids by step). All
-    randomness is a function of (seed, epoch, position), so resumed training equals uninterrupted training, on the CPU
-    bit for bit, and where torch.distributed is initialized, its processes share each batch out and learn from the
-    same rows, noise and timesteps as one alone. `report` gets {"encoded", "triplets"} while latents are stored, then
-    {"step", "steps", "loss", "lr", "samples_per_second"} every few steps, with the validation losses where there are
-    any. `workers` processes read the data.
+    `folder` gets `adapters/` (what `AdapterSet.from_pretrained` reads), `state/` (weights, optimizer, average, step,
+    and the seconds of all processes and starts), `log.csv` (step, loss, lr, validation_right, validation_wrong,
+    validation_none) and `samples/` (grids by step). All randomness is a function of (seed, epoch, position), so resumed
+    training equals uninterrupted training, on the CPU bit for bit, and where torch.distributed is initialized, its
+    processes share each batch out and learn from the same rows, noise and timesteps as one alone. `report` gets
+    {"encoded", "triplets"} while latents are stored, then {"step", "steps", "loss", "lr", "samples_per_second"} every
+    few steps, with the validation losses where there are any. `workers` processes read the data.
     ValueError if the folder was begun with other settings, triplets or backbone, if another process trains in it, if
     the batch cannot be shared out or does not fit into memory, or if the loss is no longer a number; FileNotFoundError
     for unfinished shards.
     """
-    folder = Path(folder)
+    folder, started = Path(folder), time.monotonic()
     backbone.require_dtype(config.dtype, "training")
     if config.batch_size % (config.accumulation * process_count()):
         parts = f"{config.accumulation} accumulated parts on {process_count()} processes"
@@ -81,7 +81,7 @@ def train_adapters(
                 return folder / "adapters"
         stored = store_latents(backbone, shards, config, report) if config.store_latents else None
         data = TrainingData(shards, config, backbone, stored)
-        _Training(backbone, shards, data, config, folder, identity, state, report).run(workers)
+        _Training(backbone, shards, data, config, folder, identity, state, report, started).run(workers)
         wait_for_all()
     return folder / "adapters"
 
@@ -92,6 +92,7 @@ class _Training:
     def __init__(
         self, backbone: "Backbone", shards: TripletShards, data: TrainingData, config: TrainingConfig, folder: Path,
         identity: dict[str, Any], state: dict[str, Any] | None, report: Callable[[dict[str, Any]], None] | None,
+        started: float,
     ) -> None:  # fmt: skip
         self.backbone, self.data, self.config, self.folder = backbone, data, config, folder
         self.identity, self.report = identity, report
@@ -122,6 +123,8 @@ class _Training:
             self.optimizer.load_state_dict(state["optimizer"])
             if self.average is not None:
                 self.average.load_tensors(state["average"], "the training state")
+        self.seconds = 0.0 if state is None else float(state.get("seconds", 0.0))
+        self.counted_at = started
         self.pending: list[tuple[int, Tensor, Tensor, float]] = []
         self.logged_at = time.monotonic()
         # One of several processes writes and looks at held-out triplets; the others only work.
@@ -235,8 +238,12 @@ class _Training:
         self.logged_at = time.monotonic()
 
     def _save(self) -> None:
+        now = time.monotonic()
+        self.seconds += (now - self.counted_at) * process_count()
+        self.counted_at = now
         state = {
             "step": self.step,
+            "seconds": self.seconds,
             "identity": self.identity,
             "adapters": self.adapters.tensors(),
             "optimizer": self.optimizer.state_dict(),

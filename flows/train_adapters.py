@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import time
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -59,11 +58,11 @@ def train(profile: Profile, run: Path) -> State[Any] | None:
 
     from dreamcache import load_backbone
     from dreamcache import train_adapters as train_in_folder
+    from dreamcache.checkpoints import load_state
 
     log.info("training: %s", "; ".join(reasons[:3]))
     if (aside := step.begin()) is not None:
         log.info("training: earlier work of another recipe is kept in %s", aside)
-    started = time.monotonic()
     device = "cuda" if torch.cuda.is_available() else "cpu"
     backbone = load_backbone(profile.backbone, device=device, dtype=getattr(torch, profile.training.dtype))
     _tell_of_enlarged(run, backbone.image_size)
@@ -87,9 +86,10 @@ def train(profile: Profile, run: Path) -> State[Any] | None:
         # A GPU waits for no decoding; on a CPU more processes would only take turns.
         workers = min(8, os.cpu_count() or 1) if device == "cuda" else 0
         adapters = train_in_folder(backbone, triplet_paths(run), profile.training, step.folder, report, workers=workers)
+    state = load_state(step.folder / "state" / "training.pt") or {}
     step.finish(
         [*sorted(path for path in adapters.iterdir() if path.is_file()), step.folder / "log.csv"],
-        {"seconds": round(time.monotonic() - started, 1), "device": device, "steps": profile.training.steps},
+        {"seconds": round(state.get("seconds", 0.0), 1), "device": device, "steps": profile.training.steps},
     )
     _show(profile, run)
     if rows:

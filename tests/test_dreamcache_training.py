@@ -76,7 +76,7 @@ def equal_trees(one, other) -> bool:
 
 def assert_same_training(one: Path, other: Path) -> None:
     states = [torch.load(folder / "state" / "training.pt", weights_only=True) for folder in (one, other)]
-    assert equal_trees(*states)
+    assert all(state.pop("seconds") > 0 for state in states) and equal_trees(*states)
     assert (one / "log.csv").read_bytes() == (other / "log.csv").read_bytes()
     for name in ("adapters.safetensors", "config.json"):
         assert (one / "adapters" / name).read_bytes() == (other / "adapters" / name).read_bytes()
@@ -139,8 +139,11 @@ def test_training_killed_twice_and_resumed_equals_undisturbed(undisturbed, place
 
 def test_longer_training_goes_on_where_it_ended(backbone, paths, undisturbed, tmp_path):
     short = CONFIG.model_copy(update={"steps": 6})
+    state = tmp_path / "grown" / "state" / "training.pt"
     train_adapters(backbone, paths, short, tmp_path / "grown")
+    seconds = torch.load(state, weights_only=True)["seconds"]
     train_adapters(backbone, paths, CONFIG, tmp_path / "grown")
+    assert torch.load(state, weights_only=True)["seconds"] > seconds
     rows = read_log(tmp_path / "grown")
     assert [row["loss"] for row in rows] == [row["loss"] for row in read_log(undisturbed)]
     before = (tmp_path / "grown" / "log.csv").stat().st_mtime_ns
