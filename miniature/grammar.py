@@ -92,14 +92,6 @@ def say_extra(parts: CaptionParts, extra: str) -> CaptionParts:
     raise ValueError(f"the grammar has no extra {extra!r}: choose one of {', '.join(EXTRAS)}")
 
 
-def place_of(phrase: str) -> str:
-    """The short name of the place that `phrase` names; ValueError for a phrase the grammar lacks."""
-    for place, phrases in PHRASES.items():
-        if phrase in phrases:
-            return place
-    raise ValueError(f"the grammar has no place phrase {phrase!r}")
-
-
 def taxonomy() -> dict[str, list[str]]:
     """What captions may be asked about: the classes, the phrases of the places, and the extra phrases."""
     return {

@@ -15,14 +15,13 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from miniature.subjects import CLASSES, Instance, sample_instance, sample_palette_sharer
-from miniature.world import Scene, make_scene
+from miniature.world import TRAINING_SEEDS, Scene, make_scene
 
 SIZE = 128
 VIEWS = 2  # scenes an instance
 MEMBERS = 8  # instances that share a palette, each two of one pattern
 GROUP = MEMBERS * VIEWS
 CHUNK = 48  # scenes a rendering task; a multiple of GROUP
-HELD_OUT = 10**9  # seeds from here on are never trained on
 
 DEGRADED_SHARE = 0.5  # of a batch
 MOST_BLUR = 1.5  # px, deviation of the Gaussian
@@ -46,7 +45,9 @@ def pool_instance(group: int, member: int) -> Instance:
 
 
 def pool_scene(index: int) -> Scene:
-    """Scene `index` of the pool: view index % VIEWS of its instance."""
+    """Scene `index` of the pool: view index % VIEWS of its instance. ValueError for a seed that is held out."""
+    if index >= TRAINING_SEEDS:
+        raise ValueError(f"scene {index} is not for training: a pool has at most {TRAINING_SEEDS}")
     group, inside = divmod(index, GROUP)
     return make_scene(index, instance=pool_instance(group, inside // VIEWS))
 

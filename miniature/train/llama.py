@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from datagen.captions import Caption, render_prompt, render_reply
+from dreamcache.processes import process_rank
 from miniature.train.examples import sample_request
 from miniature.train.loop import fit
 from miniature.train.tokenizers import build_llama_tokenizer
@@ -50,7 +51,7 @@ def train(workspace: Workspace) -> None:
     llama = workspace.beginning("llama", build(tokenizer))
 
     def loss_at(step: int, _generator: torch.Generator) -> Tensor:
-        rng = np.random.default_rng([1, step])
+        rng = np.random.default_rng([1, step, process_rank()])
         rows, answered = [], []
         for _ in range(BATCH):
             prompt, reply = sample_example(rng)

@@ -54,13 +54,14 @@ def fit(
     end, by temporary file and rename; a later call continues from it. `save` gets the average at the end, and
     also on SIGTERM, after which the process leaves with exit code 143. A loss that is not finite stops the
     training with a FloatingPointError and leaves the last state as it was. Where torch.distributed is initialized,
-    each process has a batch of its own, all learn from the mean of their gradients, and the first one writes.
+    each process has a batch of its own, all learn from the mean of their gradients, and the first one writes. Where
+    all steps are done and saved nothing is done: a newer checkpoint may have taken this one's place.
     """
     copy_from_first_process(module.state_dict().values())
     average = copy.deepcopy(module).eval().requires_grad_(False)
     trainable = [parameter for parameter in module.parameters() if parameter.requires_grad]
     optimizer = Optimizers(module, learning_rate, weight_decay)
-    state_file = state_folder / f"{name}.pt"
+    state_file, saved = state_folder / f"{name}.pt", state_folder / f"{name}.saved"
     first = 0
     if state_file.exists():
         state = torch.load(state_file, map_location="cpu", weights_only=True)
@@ -68,12 +69,16 @@ def fit(
         average.load_state_dict(state["average"])
         optimizer.load_state_dict(state["optimizer"])
         first = state["step"]
+        if first >= steps and saved.exists():
+            print(f"{name}: all {first} steps are done; for more, raise --steps, or remove {state_file}", flush=True)
+            return average
         print(f"{name}: resumed at step {first} of {steps}", flush=True)
 
     def write_state(step: int) -> None:
         if process_rank():
             return
         state_folder.mkdir(parents=True, exist_ok=True)
+        saved.unlink(missing_ok=True)
         temporary = state_file.with_suffix(".tmp")
         torch.save(
             {
@@ -131,6 +136,8 @@ def fit(
     finally:
         signal.signal(signal.SIGTERM, previous_handler)
     save(average)
+    if process_rank() == 0:
+        saved.touch()
     return average
 
 
