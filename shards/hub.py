@@ -70,15 +70,14 @@ def not_fetched(name: str, error: BaseException, setting: str | None = None) -> 
 
     reason = (str(error).strip().splitlines() or [""])[0].rstrip(". ")
     reason = f"{type(error).__name__}: {reason}" if reason else type(error).__name__
-    told = f"{setting}: " if setting else ""
+    absent = f"{f'{setting}: ' if setting else ''}there is no folder {name}, and"
+    by_hand = f"or download it elsewhere and {f'set {setting} to' if setting else 'give'} the local folder"
     if not constants.HF_HUB_OFFLINE and _may_pass(error):
-        return OSError(f"{told}{name} could not be fetched from the Hub for now ({reason}): try again later")
-    given = f"set {setting} to" if setting else "give"
+        return OSError(f"{absent} it could not be fetched from the Hub for now ({reason}): try again later, {by_hand}")
     offline = ", and HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else ""
     return FileNotFoundError(
-        f"{told}{name} is neither a local folder nor to be had from the Hub{offline} ({reason}): accept its terms on "
-        f"https://huggingface.co/{name} if it is gated and set HF_TOKEN (or `hf auth login`), or download it elsewhere "
-        f"and {given} the local folder"
+        f"{absent} the Hub does not give it{offline} ({reason}): accept its terms on https://huggingface.co/{name} if "
+        f"it is gated and set HF_TOKEN (or `hf auth login`), {by_hand}"
     )
 
 

@@ -239,7 +239,7 @@ def test_deciding_loads_neither_torch_nor_prefect(config: DatasetConfig, undistu
 def test_errors_are_one_line_and_say_what_to_do(config: DatasetConfig, tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="images.model: there is no folder ./none; name a local folder"):
         Dataset(changed(config, "images", model="./none"), tmp_path)
-    with pytest.raises(FileNotFoundError, match="masks.mask_model: there is no folder no/where, .*HF_TOKEN"):
+    with pytest.raises(OSError, match="there is no folder no/where, .*set masks.mask_model to the local"):
         Dataset(changed(config, "masks", mask_model="no/where"), tmp_path)
     with pytest.raises(FileNotFoundError, match="taxonomy none.json does not exist"):
         Dataset(changed(config, "captions", taxonomy="none.json"), tmp_path)

@@ -39,8 +39,9 @@ def test_a_peak_lasts_until_it_is_forgotten() -> None:
 FAULTS = """
 import resource
 before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-for _ in range(20):
-    b"x" * 2**24  # as large as a layer's output, gone at once
+for _ in range(10):
+    blocks = [b"x" * 2**24 for _ in range(8)]  # as the outputs of some layers, gone at once
+    del blocks
 print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """
 
