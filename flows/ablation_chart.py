@@ -64,11 +64,11 @@ def _entry(
     table: Mapping[str, Any], line: Mapping[str, Any], metric: str, middle: float, scale: float, y: float
 ) -> list[str]:
     """One line's marks in one panel: the default's own score, or a difference with its interval and the paper's."""
-    if not line["difference"]:
+    if line["name"] == table["baseline"]:
         score = line["scores"][metric]["mean"]
         return [f'<text class="soft" x="{middle + 6}" y="{y + 4}">{score:.3f}</text>']
-    found, parts = line["difference"][metric], []
-    if found["low"] is not None:
+    found, parts = line["difference"].get(metric), []
+    if found and found["low"] is not None:
         style = {1: "up", -1: "down", 0: "none"}[shown(found)]
         low, mean, high = (middle + scale * found[bound] for bound in ("low", "mean", "high"))
         parts.append(f'<line class="{style}" stroke-width="2" x1="{low:.1f}" x2="{high:.1f}" y1="{y}" y2="{y}"/>')
@@ -86,7 +86,7 @@ def _middle(number: int) -> float:
 
 def _published(table: Mapping[str, Any], line: Mapping[str, Any], metric: str) -> float | None:
     """How far the paper's score of a line is from its score of the table's default, or None where it has none."""
-    default = next(one for one in table["lines"] if not one["difference"])
+    default = next(one for one in table["lines"] if one["name"] == table["baseline"])
     scores = [one["paper"].get(metric) for one in (line, default)]
     return None if None in scores else scores[0] - scores[1]
 
@@ -96,7 +96,8 @@ def _reach(tables: Sequence[Mapping[str, Any]], metric: str) -> float:
     seen = [0.01]
     for table in tables:
         for line in table["lines"]:
-            if line["scores"] and line["difference"]:
-                bounds = [line["difference"][metric][name] for name in ("low", "high")]
-                seen += [abs(one) for one in (*bounds, _published(table, line, metric)) if one is not None]
+            if line["scores"]:
+                found = line["difference"].get(metric, {})
+                bounds = (found.get("low"), found.get("high"), _published(table, line, metric))
+                seen += [abs(one) for one in bounds if one is not None]
     return -int(-100 * max(seen) // 1) / 100

@@ -65,7 +65,8 @@ def _write(study: Study) -> Path:
                 }
             )  # fmt: skip
         if any(line["difference"] for line in lines):
-            tables.append({"name": kind, "title": table.title, "note": table.note, "lines": lines})
+            named = {"name": kind, "title": table.title, "note": table.note, "baseline": table.baseline.name}
+            tables.append({**named, "lines": lines})
     of_lines = {
         pair: difference(*(study.variants[name] for name in pair)) for finding in FINDINGS for pair in finding.pairs
     }
@@ -82,7 +83,12 @@ def _write(study: Study) -> Path:
 def read_results(run: Path) -> dict[str, Any] | None:
     """The tables and findings that were written into a run folder, or None where there are none."""
     path = run / FOLDER / TABLES_FILE
-    return dict(json.loads(path.read_bytes())) if path.is_file() else None
+    if not path.is_file():
+        return None
+    content = dict(json.loads(path.read_bytes()))
+    for table in content["tables"]:
+        table.setdefault("baseline", TABLES[table["name"]].baseline.name)  # older files do not say it
+    return content
 
 
 def table_rows(table: Mapping[str, Any]) -> list[dict[str, str]]:

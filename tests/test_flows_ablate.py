@@ -143,6 +143,8 @@ def _check_tables(run: Path, said: str) -> None:
     assert (run / "ablations" / "ablations.md").read_text() in said
     found = report_ablations.ablations(run)
     assert found is not None and "Cached layers (paper Table 5)" in [table["title"] for table in found["tables"]]
+    tables = {table["name"]: table for table in json.loads((run / "ablations" / "tables.json").read_text())["tables"]}
+    assert tables["layers"]["lines"][0]["seeds"] == 0 and tables["layers"]["baseline"] == "mid-decoder"
     assert base64.b64decode(found["chart"].partition(",")[2]) == (run / "ablations" / "ablations.svg").read_bytes()
     assert "Without adapters: DINO" in found["text"]
     assert "Cached layers (paper Table 5)" in (run / "report.html").read_text()
