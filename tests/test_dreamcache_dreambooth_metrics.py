@@ -155,6 +155,7 @@ def test_what_does_not_compare_is_refused():
     ]:
         with pytest.raises(ValueError, match=message):
             compare(first, make_rows("no-adapters", 0.2, **change))
+    assert compare(first, []) == compare([], first) == compare([], []) == {}
     with pytest.raises(ValueError, match="two values of variant"):
         compare(first, [*make_rows("no-adapters", 0.2)[:4], *make_rows("adapters", 0.2)[4:]])
     with pytest.raises(ValueError, match="two values of protocol"):

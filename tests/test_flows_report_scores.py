@@ -74,6 +74,17 @@ def test_one_table_of_all_and_one_of_hard_subjects(run: Path) -> None:
     assert "DINO 0.350 (0.250 on hard subjects) is what any image" in notes["No adapters"]
 
 
+def test_a_run_without_scored_adapters_stands_beside_what_is_given(run: Path) -> None:
+    rows = [row for row in read_json_lines(run / "evaluation" / "rows.jsonl") if row["variant"] == "no-adapters"]
+    shutil.rmtree(run / "evaluation")
+    write(run, "evaluation", rows)
+    found = report_scores.scores(PROFILE, run)
+    assert found is not None and found["headline"] == [] and found["breakdowns"] == []
+    labels = ["No adapters", "elite", "theirs", "theirs, wrong reference", "Real against real"]
+    assert [row["label"] for row in found["tables"][0]["rows"]] == labels and found["tables"][0]["differences"] == []
+    assert report_comparison.comparison(PROFILE, run) is not None
+
+
 def test_a_note_says_no_more_than_its_interval() -> None:
     def said(*changes: tuple[float, float | None, float | None], subjects: int = 6) -> str:
         kinds = {"overall": {"dino": {"mean": 0.5}}}

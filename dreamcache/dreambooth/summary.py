@@ -96,12 +96,14 @@ def compare(first: Sequence[Row], second: Sequence[Row], seed: int = 0) -> dict[
     """Paired differences, first minus second, of two sets of rows of one variant each: by kind and metric.
 
     The rows may be of one evaluation or of two; images are paired by case, and those that only one has are left out,
-    as are masked metrics of different masks and DINOv2 of different models.
+    as are masked metrics of different masks and DINOv2 of different models. Empty where no case is in both.
 
     Raises:
         ValueError: when the rows are of different protocols, benchmarks, scoring models or preprocessing, or of more
             than one variant, or were sampled with different seeds or prompts.
     """
+    if not first or not second:
+        return {}
     both = [*first, *second]
     for name in NAMED[:3]:
         _only(name, both)
