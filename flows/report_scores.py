@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from dreamcache.dreambooth.scoring import ROWS, SUMMARY
-from dreamcache.dreambooth.summary import METRICS, Row, compare, prompt_name
+from dreamcache.dreambooth.summary import METRICS, Row, compare, incomparable, prompt_name, scored_by
 from flows.charts import Line, line_chart
 from flows.evaluation_plans import COMPARED, SWEEP, TRAINED
 from flows.given import GIVEN
@@ -17,6 +17,7 @@ from flows.report_training import current_evaluations
 from flows.score_tables import COMMITTED, METRIC_NAMES, REAL, ROLES, notes
 from shards.files import read_json_lines
 
+Kinds = dict[str, Any]
 TABLES = {"overall": "All subjects", "palette_shared": "Hard subjects, which share their palette with another"}
 
 
@@ -38,14 +39,9 @@ def scores(profile: Profile, run: Path) -> dict[str, Any] | None:
         of_committed = notes(compared)
         lines += [(COMMITTED[name], of_committed[name], kinds) for name, kinds in compared["variants"].items()]
         differences += [(f"committed {label}", kinds) for label, kinds in compared["differences"].items()]
-    for folder in sorted(path.parent for path in run.glob(f"{GIVEN}*/done.json")):
-        name, rows = folder.name.removeprefix(GIVEN), list(read_json_lines(folder / ROWS))
-        given = _summary(run, folder.name)
-        of_given = notes(given)
-        labels = {"given": name, "adapters": name, "wrong-reference": f"{name}, wrong reference"}
-        lines += [(labels[one], of_given[one], kinds) for one, kinds in given["variants"].items() if one in labels]
-        first = "given" if "given" in given["variants"] else "adapters"
-        differences.append((f"adapters - {name}", _difference(own, "adapters", rows, first)))
+    given, against_given, left_out = _given(run, own)
+    lines += given
+    differences += against_given
     lines.append((ROLES[REAL][0], said.get(REAL, ""), summary["real_against_real"]))
     differences = [(label, kinds) for label, kinds in differences if kinds]
     metrics = [metric for metric in METRICS if any(metric in kinds.get("overall", {}) for *_, kinds in lines)]
@@ -77,6 +73,7 @@ def scores(profile: Profile, run: Path) -> dict[str, Any] | None:
             for kind, title in TABLES.items()
             if any(kind in kinds for *_, kinds in lines)
         ],
+        "left_out": f"Left out, since they do not compare with the run's: {'; '.join(left_out)}." if left_out else "",
         "breakdowns": _breakdowns(summary["variants"], own, metrics),
         "headline": headline,
     }
@@ -121,7 +118,34 @@ def _difference(first: Sequence[Row], variant: str, second: Sequence[Row], other
             [row for row in first if row["variant"] == variant], [row for row in second if row["variant"] == other]
         )
     except ValueError:
-        return {}  # given images may be scored by an earlier protocol or other models
+        return {}  # what is given may be of other prompts or seeds
+
+
+def _given(run: Path, own: Sequence[Row]) -> tuple[list[tuple[str, str, Kinds]], list[tuple[str, Kinds]], list[str]]:
+    """Lines and differences of what was given; and, in words, what of it does not compare with the run's own rows."""
+    lines, differences, left_out = list[tuple[str, str, Kinds]](), list[tuple[str, Kinds]](), list[str]()
+    for folder in sorted(path.parent for path in run.glob(f"{GIVEN}*/done.json")):
+        name, rows = folder.name.removeprefix(GIVEN), list(read_json_lines(folder / ROWS))
+        ours, theirs = scored_by(own[0]), scored_by(rows[0])
+        if other := [what for what in ours if ours[what] != theirs[what]]:
+            left_out.append(f"{name} (other {', '.join(other)})")
+            continue
+        given, without = _summary(run, folder.name), incomparable(own[0], rows[0])
+        if lost := [METRIC_NAMES[metric] for metric in METRICS if metric in without and metric in rows[0]]:
+            left_out.append(f"{', '.join(lost)} of {name} (other masks or models)")
+        said = notes(given)
+        labels = {"given": name, "adapters": name, "wrong-reference": f"{name}, wrong reference"}
+        for variant, kinds in given["variants"].items():
+            if variant in labels:
+                shown = {
+                    kind: {metric: found for metric, found in kinds[kind].items() if metric not in without}
+                    for kind in TABLES
+                    if kind in kinds
+                }
+                lines.append((labels[variant], said[variant], shown))
+        first = "given" if "given" in given["variants"] else "adapters"
+        differences.append((f"adapters - {name}", _difference(own, "adapters", rows, first)))
+    return lines, differences, left_out
 
 
 def _masking(summary: Mapping[str, Any]) -> str:

@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 from jinja2 import Environment, FileSystemLoader
@@ -42,6 +43,11 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for part in (report_scores, report_comparison):
         monkeypatch.setattr(part, "current_evaluations", lambda profile, run: current)
     return tmp_path
+
+
+def rendered(**parts: Any) -> str:
+    template = Environment(loader=FileSystemLoader(Path(report_scores.__file__).parent)).get_template("report.html")
+    return template.render(costs={"rows": [], "total": {}}, **parts)
 
 
 def test_one_table_of_all_and_one_of_hard_subjects(run: Path) -> None:
@@ -83,6 +89,24 @@ def test_a_run_without_scored_adapters_stands_beside_what_is_given(run: Path) ->
     labels = ["No adapters", "elite", "theirs", "theirs, wrong reference", "Real against real"]
     assert [row["label"] for row in found["tables"][0]["rows"]] == labels and found["tables"][0]["differences"] == []
     assert report_comparison.comparison(PROFILE, run) is not None
+
+
+def test_what_is_scored_otherwise_is_left_out_and_named(run: Path) -> None:
+    write(run, "evaluation-of-every", make_rows("given", 0.5, "all-references"))
+    models = {"dino": "x" * 64, "clip": "c" * 64}
+    write(run, "evaluation-of-others", make_rows("adapters", 0.5, models=models, digests="folder"))
+    grey = {"models": {}, "settings": {"background": "grey", "min_box_score": 0.3}}
+    write(run, "evaluation-of-grey", make_rows("given", 0.28, masking=grey, mdino=0.7))
+    found = report_scores.scores(PROFILE, run)
+    assert found is not None
+    rows = {row["label"]: [cell["value"] for cell in row["cells"]] for row in found["tables"][0]["rows"]}
+    assert rows.keys().isdisjoint({"every", "others"}) and rows["grey"] == ["0.430", "0.500", "0.250", ""]
+    assert {row["label"] for row in found["tables"][0]["differences"]} == {
+        "adapters - no-adapters", "adapters - elite", "adapters - grey", "adapters - theirs",
+    }  # fmt: skip
+    said = "every (other protocol); MDINO of grey (other masks or models); others (other digests, dino model)"
+    assert found["left_out"] == f"Left out, since they do not compare with the run's: {said}."
+    assert said in rendered(scores=found)
 
 
 def test_a_note_says_no_more_than_its_interval() -> None:
@@ -148,9 +172,9 @@ def test_a_sweep_is_a_chart_of_its_points(run: Path) -> None:
     assert [row["cells"][0]["value"] for row in found["rows"]] == ["0.460", "0.500", "0.510"]
     assert found["chart"].count("<circle") == 3
     assert [found["chart"].count(f">{mark}</text>") > 0 for mark in ("0.5", "2", "3")] == [True] * 3
-    template = Environment(loader=FileSystemLoader(Path(report_scores.__file__).parent)).get_template("report.html")
-    comparison, costs = report_comparison.comparison(PROFILE, run), {"rows": [], "total": {}}
-    page = template.render(scores=report_scores.scores(PROFILE, run), sweep=found, comparison=comparison, costs=costs)
+    shown = report_scores.scores(PROFILE, run)
+    assert shown is not None and shown["left_out"] == ""
+    page = rendered(scores=shown, sweep=found, comparison=report_comparison.comparison(PROFILE, run))
     assert "Hard subjects" in page and "Sweep of the scales" in page and "image scale 0.5" in page
     assert "SuTI" in page and 'style="left:' in page
     assert report_scores.sweep(load_profile("miniature"), run) is None

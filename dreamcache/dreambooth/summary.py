@@ -105,16 +105,10 @@ def compare(first: Sequence[Row], second: Sequence[Row], seed: int = 0) -> dict[
     if not first or not second:
         return {}
     both = [*first, *second]
-    for name in NAMED[:3]:
-        _only(name, both)
-    for role in ("dino", "clip"):
-        _only(f"{role} model", [{f"{role} model": row["models"][role]} for row in both])
-        _only(f"{role} preprocessing", [{f"{role} preprocessing": row["preprocessing"].get(role)} for row in both])
-    left_out = set[str]()
-    if any(row.get("masking") != first[0].get("masking") for row in both):
-        left_out |= {"mdino", "mclip_i"}
-    if any(row["models"].get("dinov2") != first[0]["models"].get("dinov2") for row in both):
-        left_out |= {"dinov2"}
+    shared = [scored_by(row) for row in both]
+    for name in shared[0]:
+        _only(name, shared)
+    left_out = set[str]().union(*(incomparable(first[0], row) for row in both))
     by_case = []
     for rows in (first, second):
         _only("variant", rows)
@@ -144,6 +138,20 @@ def compare(first: Sequence[Row], second: Sequence[Row], seed: int = 0) -> dict[
                 )
                 result[kind][metric] = _as_dict(difference)
     return result
+
+
+def scored_by(row: Row) -> dict[str, Any]:
+    """What rows must have in common to compare, by name: benchmark, digests, protocol, models and preprocessing."""
+    shared = {name: row[name] for name in NAMED[:3]}
+    for role in ("dino", "clip"):
+        shared |= {f"{role} model": row["models"][role], f"{role} preprocessing": row["preprocessing"].get(role)}
+    return shared
+
+
+def incomparable(first: Row, second: Row) -> set[str]:
+    """The metrics in which rows that compare do not: masked ones of different masks, DINOv2 of different models."""
+    masked = set() if first.get("masking") == second.get("masking") else {"mdino", "mclip_i"}
+    return masked | (set() if first["models"].get("dinov2") == second["models"].get("dinov2") else {"dinov2"})
 
 
 def prompt_name(row: Row) -> str:
