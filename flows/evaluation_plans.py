@@ -24,7 +24,7 @@ from shards.triplets import TripletShards, triplet_paths
 
 BENCHMARK_VERSION = 1
 # Of the miniature's code, what changes no image of its benchmark.
-NO_DRAWING = ("adapters.py", "check.py", "figure.py")
+NO_DRAWING = ("adapters.py", "check.py", "distance.py", "figure.py")
 EVALUATION_VERSION = 2
 
 # The folders of a run's evaluations: of the adapters just trained, of those that the profile compares them with, and of

@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from dreamcache.dreambooth.cases import load_benchmark
+from flows.evaluation_plans import NO_DRAWING
 from miniature import grammar
 from miniature.dreambooth import LIVE_PROMPTS, OBJECT_PROMPTS, choose_subjects, draw_images, write_benchmark
 from miniature.subjects import CLASSES, LIVE_CLASSES
@@ -72,6 +73,14 @@ def test_prompts_say_only_what_the_world_draws():
     form = rf"a (({sizes}) )?\{{0\}} \{{1\}}( ({extras}))?( ({beside}) a ({others}))? ({places})( ({extras}))?"
     for prompt in (*OBJECT_PROMPTS, *LIVE_PROMPTS):
         assert re.fullmatch(form, prompt), prompt
+
+
+def test_a_recipe_has_the_code_that_draws_it():
+    code = "import sys, miniature.dreambooth; print(*(name for name in sys.modules if name.startswith('miniature.')))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    drawing = {f"{name.removeprefix('miniature.')}.py" for name in done.stdout.split()}
+    files = {path.name for path in (ROOT / "miniature").glob("*.py")} - {"__init__.py"}
+    assert drawing == files - {*NO_DRAWING} and files >= {*NO_DRAWING}
 
 
 def test_whole_or_not_at_all(folder, tmp_path):
