@@ -20,10 +20,29 @@ KINDS = {"right": "right reference", "wrong": "wrong reference", "none": "no ref
 
 def training(profile: Profile, run: Path) -> dict[str, Any] | None:
     """The loss curves and the last held-out losses, or None where nothing was trained."""
-    log = run / "training" / "log.csv"
-    if not log.is_file():
+    charts = loss_charts(run)
+    if charts is None:
         return None
-    rows = _log(log)
+    rows, config, own = _log(run), profile.training, held_out_losses(run)
+    held_out = [] if own is None else [{"label": "just trained", **own}]
+    compared = run / COMPARED / "held-out.json"  # none where too few triplets are held out
+    if compared.is_file() and COMPARED in dict(current_evaluations(profile, run)):
+        held_out.append({"label": "committed", **json.loads(compared.read_text())})
+    return {
+        "steps": int(rows[-1]["step"]) if rows else 0,
+        "text": f"{config.steps:,} steps of {config.batch_size} triplets, learning rate {config.learning_rate:g}, "
+        f"captions dropped with p = {config.caption_dropout:g}; {config.held_out:.0%} of the triplets, by hash of "
+        f"the caption's key, are held out.{_weights(config)}",
+        "held_out": held_out,
+        **charts,
+    }
+
+
+def loss_charts(run: Path) -> dict[str, str] | None:
+    """The curves of a training's losses so far, or None where nothing was trained."""
+    if not _log_file(run).is_file():
+        return None
+    rows = _log(run)
     losses = [(row["step"], row["loss"]) for row in rows if "loss" in row]
     smooth = running_mean([loss for _, loss in losses], max(1, len(losses) // 20))
     mean = [(step, value) for (step, _), value in zip(losses, smooth, strict=True)]
@@ -33,21 +52,11 @@ def training(profile: Profile, run: Path) -> dict[str, Any] | None:
         Line(label, [(row["step"], row[f"validation_{name}"]) for row in validations], name)
         for name, label in KINDS.items()
     ]
-    config = profile.training
-    held_out = [{"label": "just trained", **_held_out(row)} for row in validations[-1:]]
-    compared = run / COMPARED / "held-out.json"  # none where too few triplets are held out
-    if compared.is_file():
-        held_out.append({"label": "committed", **json.loads(compared.read_text())})
     return {
-        "steps": int(rows[-1]["step"]) if rows else 0,
-        "text": f"{config.steps:,} steps of {config.batch_size} triplets, learning rate {config.learning_rate:g}, "
-        f"captions dropped with p = {config.caption_dropout:g}; {config.held_out:.0%} of the triplets, by hash of "
-        f"the caption's key, are held out.{_weights(config)}",
         "loss_chart": line_chart(
             [Line("", losses[::every], "pale"), Line("running mean", mean[::every], "accent")], "step", "loss"
         ),
         "validation_chart": line_chart(curves, "step", "held-out loss") if len(validations) > 1 else "",
-        "held_out": held_out,
     }
 
 
@@ -61,17 +70,17 @@ def _weights(config: TrainingConfig) -> str:
 
 def held_out_losses(run: Path) -> dict[str, float] | None:
     """A run's last loss on held-out triplets by kind of reference, or None where none were held out."""
-    found = [_held_out(row) for row in _log(run / "training" / "log.csv") if "validation_right" in row]
-    return found[-1] if found else None
+    found = [row for row in _log(run) if "validation_right" in row]
+    return {name: found[-1][f"validation_{name}"] for name in KINDS} if found else None
 
 
-def _log(path: Path) -> list[dict[str, float]]:
-    with path.open(newline="") as file:
+def _log_file(run: Path) -> Path:
+    return run / "training" / "log.csv"
+
+
+def _log(run: Path) -> list[dict[str, float]]:
+    with _log_file(run).open(newline="") as file:
         return [{name: float(value) for name, value in row.items() if value} for row in csv.DictReader(file)]
-
-
-def _held_out(row: dict[str, float]) -> dict[str, float]:
-    return {name: row[f"validation_{name}"] for name in KINDS}
 
 
 def current_evaluations(profile: Profile, run: Path) -> list[tuple[str, Evaluation]]:

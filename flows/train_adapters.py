@@ -13,12 +13,12 @@ from prefect import flow, task
 from prefect.cache_policies import NO_CACHE
 from prefect.states import Completed, State
 
-from flows import report_training
 from flows.artifacts import Progress, chart_artifact, pictures_artifact, table_artifact
 from flows.forms import UNCHANGED, Settings
 from flows.lock import locked
 from flows.plans import bring_for_training, check_inputs, training_step
 from flows.profiles import Profile, load_profile, record_configuration
+from flows.report_training import loss_charts
 from shards.run_folder import run_folder
 from shards.store import place_of
 from shards.transfer import send
@@ -81,7 +81,7 @@ def train(profile: Profile, run: Path) -> State[Any] | None:
             if row.get("validation_right") is not None:
                 rows.append(row)
                 log.info("training: step %d, held-out loss %s", row["step"], _held_out(row))
-                _show(profile, run)
+                _show(run)
 
         # A GPU waits for no decoding; on a CPU more processes would only take turns.
         workers = min(8, os.cpu_count() or 1) if device == "cuda" else 0
@@ -91,7 +91,7 @@ def train(profile: Profile, run: Path) -> State[Any] | None:
         [*sorted(path for path in adapters.iterdir() if path.is_file()), step.folder / "log.csv"],
         {"seconds": round(state.get("seconds", 0.0), 1), "device": device, "steps": profile.training.steps},
     )
-    _show(profile, run)
+    _show(run)
     if rows:
         text = f"Loss on held-out triplets; the adapters are in {step.folder / 'adapters'}"
         table_artifact("held-out-loss", text, [_validation(row) for row in rows])
@@ -108,12 +108,12 @@ def _tell_of_enlarged(run: Path, side: int) -> None:
         log.warning("training: the targets' %d px are enlarged to the backbone's %d px: %s", stored, side, advice)
 
 
-def _show(profile: Profile, run: Path) -> None:
+def _show(run: Path) -> None:
     """How the training stands: its curves, and the newest grid of samples if these are taken."""
-    shown = report_training.training(profile, run)
-    if shown is not None:
-        chart_artifact("training-loss", "Training loss", shown["loss_chart"])
-        chart_artifact("held-out-loss-curves", "Loss on held-out triplets", shown["validation_chart"])
+    charts = loss_charts(run)
+    if charts is not None:
+        chart_artifact("training-loss", "Training loss", charts["loss_chart"])
+        chart_artifact("held-out-loss-curves", "Loss on held-out triplets", charts["validation_chart"])
     for path in sorted((run / "training" / "samples").glob("*.png"))[-1:]:
         grid = Image.open(path)
         text = f"Held-out subjects at step {int(path.stem)}: reference, plain, personalized"

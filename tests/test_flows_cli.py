@@ -91,6 +91,7 @@ def test_report_stands_alone(finished_run: tuple[Path, str]) -> None:
         assert heading in text
     for label in ("No adapters", "Committed adapters", "wrong reference", "Real against real", "no box", "MDINO"):
         assert label in text
+    assert "<tr><td>committed</td>" in text, "the held-out loss of the adapters that are compared"
 
 
 def test_the_reports_commands_make_its_pictures_again(

@@ -34,6 +34,7 @@ def test_compared_adapters_have_their_losses_weighted_as_the_runs_own(tmp_path: 
     assert held_out_inputs(profile, tmp_path, TRAINED) == {}
     said = training(profile, tmp_path)
     assert said is not None
+    assert [row["label"] for row in said["held_out"]] == ["just trained"], "the file is of no finished evaluation"
     assert said["text"].endswith("min-SNR with gamma 0.3, errors on the subject counting 10 times.")
     plain = {"training.min_snr_gamma": None, "training.subject_weight": 1.0}
     unweighted = training(load_profile("miniature", {**own, **plain}), tmp_path)
