@@ -114,8 +114,9 @@ def _again(profile: Profile, run: Path, column: Column, subject: Subject, case: 
     if shown is None:
         return f"# {label}\n{_plain(profile, case)}"
     words = ["dreamcache", "personalize", str(shown.reference), case.prompt, "--seeds", str(case.seed)]
-    mask = shown.mask(shown.reference)
-    words += ["--noun", shown.class_word] if mask is None else ["--mask", str(mask)]
+    words += ["--noun", shown.class_word]  # some adapters read it, a mask beside it or not
+    if (mask := shown.mask(shown.reference)) is not None:
+        words += ["--mask", str(mask)]
     if evaluation.folder == run / COMPARED:
         words += ["--adapters", str(profile.compare_with)]
     return f"# {label}\n{shlex.join([*words, '--run', str(run), '--out', folder])}"
