@@ -52,6 +52,8 @@ def drawn_by_lot(evaluation: Evaluation, plain: Evaluation, count: int = 20, see
 
     Images without adapters are those of the evaluation `plain`; what neither has sampled is left out.
     """
+    from dreamcache.dreambooth.embedders import open_image
+
     columns = [(label, plain if variant == "no-adapters" else evaluation, variant) for variant, label in SHOWN.items()]
     columns = [column for column in columns if column[2] in column[1].config.variants]
     every = [(subject, case) for subject in evaluation.subjects for case in evaluation.cases(subject)]
@@ -60,7 +62,7 @@ def drawn_by_lot(evaluation: Evaluation, plain: Evaluation, count: int = 20, see
     cells = []
     for subject, case in random.Random(seed).sample(every, min(count, len(every))):
         images = [sampled_image(column, subject, case) for column in columns]
-        cells += [written(case.prompt, SIDE), Image.open(subject.reference)]
+        cells += [written(case.prompt, SIDE), open_image(subject.reference)]
         cells += [image or written("rejected", SIDE) for image in images]
     sheet = contact_sheet(cells, CASES_A_ROW * (2 + len(columns)), SIDE)
     page = Image.new("RGB", (heading.width, heading.height + sheet.height), "white")

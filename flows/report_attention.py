@@ -43,6 +43,8 @@ def attention(profile: Profile, run: Path) -> dict[str, Any] | None:
 
 
 def _row(run: Path, evaluation: Evaluation, subject: Subject, parts: dict[str, bytes]) -> dict[str, Any]:
+    from dreamcache.dreambooth.embedders import open_image
+
     record = json.loads(parts["json"])
     case = next(case for case in evaluation.cases(subject) if case.key == record["key"])
     layers = record["layers"]
@@ -51,7 +53,7 @@ def _row(run: Path, evaluation: Evaluation, subject: Subject, parts: dict[str, b
         notes.append("as the reference's subject counts all that is not white")
     return {
         "subject": subject.name, "prompt": case.prompt, "seed": case.seed, "notes": notes,
-        "reference": data_uri(Image.open(subject.reference), SIDE), "generated": _picture(parts, "generated"),
+        "reference": data_uri(open_image(subject.reference), SIDE), "generated": _picture(parts, "generated"),
         "layers": [
             {**layer, "cells": " x ".join(map(str, layer["cells"])), "picture": _picture(parts, layer["layer"])}
             for layer in layers

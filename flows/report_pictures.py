@@ -32,6 +32,8 @@ Column = tuple[str, Evaluation, Variant]
 
 def gallery(profile: Profile, run: Path) -> dict[str, Any] | None:
     """Rows of the same prompt and seed: without adapters, with the compared ones, with those just trained."""
+    from dreamcache.dreambooth.embedders import open_image
+
     folders = dict(current_evaluations(profile, run))
     if TRAINED not in folders:
         return None
@@ -45,7 +47,7 @@ def gallery(profile: Profile, run: Path) -> dict[str, Any] | None:
     for subject in folders[TRAINED].gallery:
         cases = folders[TRAINED].cases(subject)[:GALLERY_PROMPTS]
         for number, case in enumerate(cases):
-            reference = data_uri(Image.open(subject.reference), SIDE) if number == 0 else None
+            reference = data_uri(open_image(subject.reference), SIDE) if number == 0 else None
             rows.append({
                 "reference": reference, "span": 2 * len(cases), "subject": subject.name, "prompt": case.prompt,
                 "seed": case.seed, "pictures": [_picture(column, subject, case) for column in columns],
@@ -56,6 +58,8 @@ def gallery(profile: Profile, run: Path) -> dict[str, Any] | None:
 
 def extremes(profile: Profile, run: Path) -> list[dict[str, Any]]:
     """The cases of the adapters just trained with the most and the least DINO, one a subject; empty without any."""
+    from dreamcache.dreambooth.embedders import open_image
+
     evaluation = dict(current_evaluations(profile, run)).get(TRAINED)
     if evaluation is None or "adapters" not in evaluation.config.variants:
         return []
@@ -80,7 +84,7 @@ def extremes(profile: Profile, run: Path) -> list[dict[str, Any]]:
             looks = looking(run, evaluation, subject, case, middle(image.width))
             again = [_again(profile, run, column, subject, case) for column in columns]
             cards.append({
-                "reference": data_uri(Image.open(subject.reference), SIDE), "subject": subject.name,
+                "reference": data_uri(open_image(subject.reference), SIDE), "subject": subject.name,
                 "prompt": case.prompt, "seed": case.seed, "dino": row["dino"], "clip_t": row["clip_t"],
                 "pictures": [(column[0], _picture(column, subject, case)) for column in columns],
                 "again": "\n\n".join([*again, f"# where the middle of such a picture looks, layer by layer\n{looks}"]),

@@ -1,7 +1,8 @@
-"""The report's pictures of a small evaluation: commands that make them again, for any adapters."""
+"""The report's pictures of a small evaluation: references as they are scored, and commands for any adapters."""
 
 import io
 import shlex
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,10 +15,14 @@ from test_dreamcache_adapters import moved_adapters
 from tiny_profile import tiny_settings
 
 from dreamcache import load_backbone
+from dreamcache.dreambooth.cases import load_benchmark
 from flows.evaluate_adapters import evaluate_adapters
 from flows.evaluation_plans import adapters_folder
+from flows.gallery import gallery_sheet
+from flows.pictures import from_data_uri
 from flows.profiles import Profile, load_profile
-from flows.report_pictures import gallery
+from flows.report_attention import attention
+from flows.report_pictures import extremes, gallery
 from shards.files import read_tar_records
 
 pytestmark = pytest.mark.usefixtures("tiny_server")
@@ -26,10 +31,17 @@ Made = tuple[Profile, Path]
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Made]:
-    """An evaluation of adapters that read the noun, on references with masks beside them."""
+    """An evaluation of adapters that read the noun, on references with masks beside them that are cut out of black."""
     folder = tmp_path_factory.mktemp("pictures")
+    benchmark = shutil.copytree(tiny_settings()["benchmark"], folder / "benchmark")
+    for subject in load_benchmark(benchmark).subjects:
+        mask = subject.mask(subject.reference)
+        assert mask is not None
+        cutout = Image.new("RGBA", (48, 48))
+        cutout.paste(Image.open(subject.reference), mask=Image.open(mask))
+        cutout.save(subject.reference)
     settings = {
-        **tiny_settings(), "compare_with": None, "evaluation.prompts": 1,
+        **tiny_settings(), "benchmark": str(benchmark), "compare_with": None, "evaluation.prompts": 1,
         "evaluation.masked_metrics": False, "sweep.image_scales": [], "sweep.text_scales": [],
     }  # fmt: skip
     backbone = load_backbone(settings["backbone"])
@@ -57,3 +69,13 @@ def test_commands_make_pictures_again_of_adapters_that_read_the_noun(
         (again,) = Path(words[words.index("--out") + 1]).glob("00-*.png")
         difference = np.asarray(Image.open(again), dtype=int) - np.asarray(Image.open(io.BytesIO(parts["png"])))
         assert np.abs(difference).max() <= 2
+
+
+def test_references_are_shown_as_they_are_scored(made: Made) -> None:
+    rows, maps, cards = gallery(*made), attention(*made), [card for part in extremes(*made) for card in part["cards"]]
+    assert rows is not None and maps is not None and cards
+    for part in (rows["rows"], maps["rows"], cards):
+        for row in part:
+            assert np.asarray(from_data_uri(row["reference"]))[0, 0].min() > 240, "on white"
+    sheet = gallery_sheet(*made, "evaluation", 2, 0)
+    assert sheet.getpixel((128 + 6, 128 // 3 + 2)) == (255, 255, 255)
