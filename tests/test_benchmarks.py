@@ -1,6 +1,8 @@
+import json
 import re
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -8,7 +10,7 @@ from tiny_diffusion import save_tiny_stable_diffusion
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks import sampling, table3, training
+from benchmarks import kept_memory, sampling, table3, training
 from benchmarks.backbones import random_sd15
 from benchmarks.ip_adapter import ip_adapter
 from benchmarks.lora import _add_lora
@@ -50,6 +52,21 @@ def test_sampling_compares_equal_branches(folder, capsys):
         assert re.search(rf"{line} .* 1\.000 +0\.0 ms", out), out
     assert all(name in out for name in ("joint, conditioned", "combined, conditioned", "joint, IP-Adapter"))
     assert re.search(r"caching, the U-Net's part +[\d.]+ s +[\d.]+", out)
+
+
+def test_kept_memory_is_measured_in_processes_by_turns(backbone, capsys, monkeypatch):
+    asked: list[str] = []
+
+    def run(command: list[str], **_: object) -> SimpleNamespace:  # in this process: two others would take long to start
+        asked.append(command[-1])
+        return SimpleNamespace(stdout=json.dumps(kept_memory.measure(backbone, 2, 1)))
+
+    monkeypatch.setattr("subprocess.run", run)
+    assert kept_memory.main(["miniature", "--rows", "2", "--passes", "1", "--rounds", "2"]) == 0
+    assert asked == ["given back", "kept", "kept", "given back"]
+    out = capsys.readouterr().out
+    for case in ("U-Net pass of 2 rows", "forward and backward pass of 2 rows", "decoding of 2 images"):
+        assert re.search(rf"{case} +[\d.]+ s +[\d.]+ s +[\d.]+", out), out
 
 
 @torch.no_grad()
