@@ -22,8 +22,8 @@ Result = TypeVar("Result")
 def keep_freed_memory() -> None:
     """Keep what is freed, up to two gigabytes, for what is asked for next: where models run on the CPU.
 
-    glibc gives a large block back to the system at once, so that every layer's output is mapped and zeroed anew, page
-    by page: a fifth of a denoising step. Where there is a GPU, or another C library, nothing changes.
+    glibc gives a large block back to the system at once, so that a layer's large output is mapped and zeroed anew, page
+    by page: a fifth of the time of decoding images. Where there is a GPU, or another C library, nothing changes.
     """
     if not any(path.exists() for path in GPUS):
         with contextlib.suppress(AttributeError, OSError, TypeError):
