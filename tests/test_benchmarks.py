@@ -1,6 +1,7 @@
-import json
+import io
 import re
 import time
+from contextlib import redirect_stdout
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -54,15 +55,17 @@ def test_sampling_compares_equal_branches(folder, capsys):
     assert re.search(r"caching, the U-Net's part +[\d.]+ s +[\d.]+", out)
 
 
-def test_kept_memory_is_measured_in_processes_by_turns(backbone, capsys, monkeypatch):
+def test_kept_memory_is_measured_in_processes_by_turns(folder, capsys, monkeypatch):
     asked: list[str] = []
 
     def run(command: list[str], **_: object) -> SimpleNamespace:  # in this process: two others would take long to start
         asked.append(command[-1])
-        return SimpleNamespace(stdout=json.dumps(kept_memory.measure(backbone, 2, 1)))
+        with redirect_stdout(io.StringIO()) as said:
+            assert kept_memory.main(command[3:]) == 0
+        return SimpleNamespace(stdout=said.getvalue())
 
     monkeypatch.setattr("subprocess.run", run)
-    assert kept_memory.main(["miniature", "--rows", "2", "--passes", "1", "--rounds", "2"]) == 0
+    assert kept_memory.main([str(folder), "--rows", "2", "--passes", "1", "--rounds", "2"]) == 0
     assert asked == ["given back", "kept", "kept", "given back"]
     out = capsys.readouterr().out
     for case in ("U-Net pass of 2 rows", "forward and backward pass of 2 rows", "decoding of 2 images"):
