@@ -25,11 +25,11 @@ from shards.triplets import TripletShards, triplet_paths
 
 ROWS_FILE, TABLES_FILE, TEXT_FILE, CHART_FILE = "rows.jsonl", "tables.json", "ablations.md", "ablations.svg"
 TEXT = (
-    "In brackets: 95% intervals, bootstrapped over subjects. Differences are paired, the same prompts and seeds, "
-    "against the default of their table, over the seeds of the training that both have. A finding is shown where its "
-    "interval excludes 0, of six subjects or more, and every such seed agrees; with one seed the intervals know "
-    "nothing of the training's own chance, and one comparison in fifteen is shown by chance alone. The paper's scores "
-    "are of its own models, data and benchmark: what compares are orders and distances."
+    "In brackets: 95% intervals, bootstrapped over subjects, those of one palette together. Differences are paired, "
+    "the same prompts and seeds, against the default of their table, over the seeds of the training that both have. A "
+    "finding is shown where its interval excludes 0, of six subjects or more, and every such seed agrees; with one "
+    "seed the intervals know nothing of the training's own chance, and one comparison in fifteen is shown by chance "
+    "alone. The paper's scores are of its own models, data and benchmark: what compares are orders and distances."
 )
 
 

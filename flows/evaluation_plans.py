@@ -25,7 +25,7 @@ from shards.triplets import TripletShards, triplet_paths
 BENCHMARK_VERSION = 1
 # Of the miniature's code, what changes no image of its benchmark.
 NO_DRAWING = ("adapters.py", "check.py", "distance.py", "figure.py")
-EVALUATION_VERSION = 2
+EVALUATION_VERSION = 3
 
 # The folders of a run's evaluations: of the adapters just trained, of those that the profile compares them with, and of
 # a sweep's points. They share their shards of real images, which lie in the last.

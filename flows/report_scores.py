@@ -54,7 +54,7 @@ def scores(profile: Profile, run: Path) -> dict[str, Any] | None:
     return {
         "text": f"Benchmark {summary['benchmark']}, {number} subjects never seen in training, "
         f"{summary['images']} images; protocol {summary['protocol']}. In brackets: 95% intervals, "
-        f"bootstrapped over subjects.{_masking(summary)}",
+        f"bootstrapped over subjects, those of one palette together.{_masking(summary)}",
         "metrics": [METRIC_NAMES[metric] for metric in metrics],
         "tables": [
             {

@@ -123,8 +123,9 @@ def _change(kinds: Mapping[str, Any], metric: str) -> str:
             verdict = "no difference shown"
             if change["low"] is None:
                 verdict = "of one subject alone"
-            elif change["groups"] < MIN_SUBJECTS:
-                verdict = f"of {change['groups']} subjects, too few to tell"
+            elif change["clusters"] < MIN_SUBJECTS:
+                palettes = "" if change["clusters"] == change["groups"] else f" of {change['clusters']} palettes"
+                verdict = f"of {change['groups']} subjects{palettes}, too few to tell"
             elif round(change["low"], 3) > 0 or round(change["high"], 3) < 0:  # as they are read
                 verdict = "more" if change["low"] > 0 else "less"
             cell = estimate_cells({metric: change}, signed=True)[METRIC_NAMES[metric]]

@@ -79,6 +79,25 @@ def test_intervals_are_of_subjects_repeatable_and_of_the_right_width():
     assert 0.88 <= covered / 200 <= 0.99
 
 
+def test_subjects_that_are_alike_are_drawn_together():
+    generator = np.random.default_rng(3)
+    palettes = np.repeat(generator.normal(size=30), 2)
+    subjects = [f"s{number:02d}" for number in range(60)]
+    clusters = [f"palette_{number // 2:02d}" for number in range(60)]
+    together, apart = estimate(palettes, subjects, clusters=clusters), estimate(palettes, subjects)
+    assert (together.groups, together.clusters) == (60, 30) and (apart.groups, apart.clusters) == (60, 60)
+    assert together.mean == apart.mean and together.subject_mean == apart.subject_mean
+    alone = estimate(palettes[::2], subjects[::2])
+    assert (together.low, together.high) == pytest.approx((alone.low, alone.high), abs=1e-12), "a twin tells nothing"
+    wider = (together.high - together.low) / (apart.high - apart.low)
+    assert 1.3 < wider < 1.6, wider
+
+    cases = {subject: subject for subject in subjects}
+    zero = dict.fromkeys(subjects, 0.0)
+    scores = dict(zip(subjects, palettes, strict=True))
+    assert paired_difference(scores, zero, cases, clusters=dict(zip(subjects, clusters, strict=True))) == together
+
+
 def test_pairing_sees_a_small_difference_between_wide_scores():
     generator = np.random.default_rng(2)
     cases = [f"s{subject}-{number}" for subject in range(20) for number in range(4)]
@@ -133,6 +152,15 @@ def test_a_summary_of_rows():
     assert "palette_shared" not in summary["real_against_real"]
     again = summarize(json.loads(json.dumps(rows)), json.loads(json.dumps(real)))
     assert json.dumps(again, allow_nan=False) == json.dumps(summary)
+
+
+def test_a_palettes_subjects_count_as_one_in_a_summary():
+    rows = [*make_rows("no-adapters", 0.2), *make_rows("adapters", 0.3)]
+    for row in rows:
+        row["palette_group"] = "red" if row["palette_shared"] else None
+    for kinds in (summarize(rows)["variants"]["adapters"], summarize(rows)["differences"]["adapters - no-adapters"]):
+        assert (kinds["overall"]["dino"]["groups"], kinds["overall"]["dino"]["clusters"]) == (4, 3)
+        assert kinds["palette_shared"]["dino"]["clusters"] == 1 and kinds["palette_shared"]["dino"]["low"] is None
 
 
 def test_all_references_mean_over_pairs_and_over_subjects():

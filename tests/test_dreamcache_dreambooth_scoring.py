@@ -108,6 +108,7 @@ def test_rows_are_recomputed_from_files(world, finished):
     assert all(row["dino"] == pytest.approx(1) and row["clip_i"] == pytest.approx(1) for row in pasted)
     assert len({row["clip_t"] for row in pasted}) > 4 and "backbone" not in pasted[0]["models"]
     assert [row["palette_shared"] for row in pasted] == [True] * 4 + [False] * 4
+    assert [row["palette_group"] for row in pasted] == ["red"] * 4 + [None] * 4
     embeddings = load(dict(read_tar_records(evaluation.folder / "embeddings/real/00003.tar"))["cat-02"]["safetensors"])
     np.testing.assert_allclose(embeddings["dino"], dino[1].numpy(), atol=1e-6)
 

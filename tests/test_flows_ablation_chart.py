@@ -17,7 +17,7 @@ def line(label: str, published: float | None = None, **difference: tuple[float, 
     """A line with a score of 0.5 in all metrics and these differences (low, mean, high)."""
     names = ("low", "mean", "high")
     found = {
-        metric: {**dict(zip(names, bounds, strict=True)), "groups": 6, "by_seed": [bounds[1]]}
+        metric: {**dict(zip(names, bounds, strict=True)), "clusters": 6, "by_seed": [bounds[1]]}
         for metric, bounds in difference.items()
     }
     scores = {metric: {"mean": 0.5} for metric in ("dino", "clip_i", "clip_t")}

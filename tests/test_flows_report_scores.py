@@ -110,10 +110,11 @@ def test_what_is_scored_otherwise_is_left_out_and_named(run: Path) -> None:
 
 
 def test_a_note_says_no_more_than_its_interval() -> None:
-    def said(*changes: tuple[float, float | None, float | None], subjects: int = 6) -> str:
+    def said(*changes: tuple[float, float | None, float | None], subjects: int = 6, palettes: int | None = None) -> str:
         kinds = {"overall": {"dino": {"mean": 0.5}}}
+        numbers = {"groups": subjects, "clusters": palettes or subjects}
         differences = {
-            kind: {"dino": {"mean": mean, "low": low, "high": high, "groups": subjects}}
+            kind: {"dino": {"mean": mean, "low": low, "high": high, **numbers}}
             for kind, (mean, low, high) in zip(("overall", "palette_shared"), changes, strict=False)
         }
         summary = {
@@ -130,6 +131,7 @@ def test_a_note_says_no_more_than_its_interval() -> None:
     assert said((0.02, 0.01, 0.03)).startswith("+0.020 [+0.010, +0.030], more: ")
     assert said((0.0003, 0.0001, 0.0004)).startswith("+0.000 [+0.000, +0.000], no difference shown: ")
     assert said((0.02, 0.01, 0.03), subjects=5).startswith("+0.020 [+0.010, +0.030], of 5 subjects, too few to tell: ")
+    assert "of 8 subjects of 5 palettes, too few to tell: " in said((0.02, 0.01, 0.03), subjects=8, palettes=5)
     assert said((0.02, None, None), subjects=1).startswith("+0.020, of one subject alone: ")
     alone = {"variants": {"adapters": {"overall": {"dino": {"mean": 0.5}}}}, "differences": {}, "real_against_real": {}}
     assert score_tables.notes(alone) == {"adapters": "Shown the subject's reference. DINO 0.500."}

@@ -30,7 +30,7 @@ def over_seeds(rows_by_seed: Sequence[Sequence[Row]]) -> list[Row]:
 def paired(first: Seeds, second: Seeds) -> Difference:
     """Paired differences, first minus second, over the seeds that both were trained with; empty where there is none.
 
-    Scores are averaged over seeds case by case; the interval is bootstrapped over subjects. By metric an `Estimate` as
+    Scores are averaged over seeds case by case; the interval is that of `compare`. By metric an `Estimate` as
     a dict, and "by_seed": the mean of each seed's own difference. ValueError where the rows do not compare.
     """
     seeds = sorted(first.keys() & second.keys())
@@ -48,9 +48,10 @@ def paired(first: Seeds, second: Seeds) -> Difference:
 def shown(difference: Mapping[str, Any]) -> int:
     """1 where a difference lies above 0 beyond its interval and with every seed, -1 where below, else 0.
 
-    Bounds count as they are read, with three digits. Fewer than six subjects show nothing.
+    Bounds count as they are read, with three digits. Fewer than six subjects, those of one palette counted as one,
+    show nothing.
     """
-    if difference["groups"] < MIN_SUBJECTS:
+    if difference["clusters"] < MIN_SUBJECTS:
         return 0
     if round(difference["low"], 3) > 0 and min(difference["by_seed"]) > 0:
         return 1

@@ -18,7 +18,7 @@ Array = NDArray[np.floating]
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean with its 95% interval, [low, high]; `count` values of `groups` subjects went into it.
+    """A mean with its 95% interval, [low, high]; `count` values of `groups` subjects, in `clusters`, went into it.
 
     `mean` counts every value alike, `subject_mean` every subject; where all subjects have as many values they agree.
     The interval belongs to `mean`.
@@ -30,6 +30,7 @@ class Estimate:
     subject_mean: float
     count: int
     groups: int
+    clusters: int
 
 
 def cosines(first: Array, second: Array) -> NDArray[np.float64]:
@@ -82,45 +83,48 @@ def estimate(
     values: Sequence[float],
     subjects: Sequence[str],
     weights: Sequence[float] | None = None,
+    clusters: Sequence[str] | None = None,
     resamples: int = 10_000,
     seed: int = 0,
 ) -> Estimate:
     """The mean of scores with a 95% bootstrap interval over subjects.
 
-    Whole subjects are drawn, since the images of one are alike. The interval is the percentile one, from `resamples`
-    draws with `seed`, its percentiles set apart for few subjects as Student's t is wider than the normal distribution
-    (T. Hesterberg's expanded percentile interval); with a single subject it is not known, and is NaN.
+    Whole clusters are drawn: subjects, since the images of one are alike, or those subjects together that are alike
+    themselves. The interval is the percentile one, from `resamples` draws with `seed`, its percentiles set apart for
+    few clusters as Student's t is wider than the normal distribution (T. Hesterberg's expanded percentile interval);
+    with a single cluster it is not known, and is NaN.
 
     Args:
         values: N scores.
         subjects: the subject of each.
         weights: how much each counts, all alike by default; the number of references makes a mean over pairs.
+        clusters: what each is drawn with, its subject by default.
 
     Raises:
         ValueError: when there is no score, lengths differ, or a score is not finite.
     """
     scores = np.asarray(values, dtype=np.float64)
     weight = np.ones_like(scores) if weights is None else np.asarray(weights, dtype=np.float64)
-    if not len(scores) or not len(scores) == len(subjects) == len(weight):
+    clusters = subjects if clusters is None else clusters
+    if not len(scores) or not len(scores) == len(subjects) == len(weight) == len(clusters):
         raise ValueError(f"{len(scores)} scores of {len(subjects)} subjects with {len(weight)} weights: no mean")
     if not np.isfinite(scores).all():
         raise ValueError(f"{int((~np.isfinite(scores)).sum())} of {len(scores)} scores are not finite")
-    # In order of name, so that the interval does not depend on the order of rows.
-    names, index = np.unique(np.asarray(subjects), return_inverse=True)
-    sums = np.bincount(index, scores * weight, len(names))
-    totals = np.bincount(index, weight, len(names))
+    sums, totals = _sums(subjects, scores * weight, weight)
     low = high = float("nan")
-    if len(names) > 1:
-        draws = np.random.default_rng(seed).integers(len(names), size=(resamples, len(names)))
-        below = ndtr(-math.sqrt(len(names) / (len(names) - 1)) * stdtrit(len(names) - 1, 0.975))
-        low, high = np.quantile(sums[draws].sum(1) / totals[draws].sum(1), [below, 1 - below])
+    drawn, drawn_totals = _sums(clusters, scores * weight, weight)
+    if (number := len(drawn)) > 1:
+        draws = np.random.default_rng(seed).integers(number, size=(resamples, number))
+        below = ndtr(-math.sqrt(number / (number - 1)) * stdtrit(number - 1, 0.975))
+        low, high = np.quantile(drawn[draws].sum(1) / drawn_totals[draws].sum(1), [below, 1 - below])
     return Estimate(
         mean=float(sums.sum() / totals.sum()),
         low=float(low),
         high=float(high),
         subject_mean=float((sums / totals).mean()),
         count=len(scores),
-        groups=len(names),
+        groups=len(sums),
+        clusters=number,
     )
 
 
@@ -129,6 +133,7 @@ def paired_difference(
     second: Mapping[str, float],
     subjects: Mapping[str, str],
     weights: Mapping[str, float] | None = None,
+    clusters: Mapping[str, str] | None = None,
     seed: int = 0,
 ) -> Estimate:
     """The mean of first minus second over the cases that both have, with a 95% bootstrap interval over subjects.
@@ -137,6 +142,7 @@ def paired_difference(
         first, second: scores by case, sampled with the same seeds.
         subjects: the subject by case.
         weights: as for `estimate`, by case.
+        clusters: as for `estimate`, by case.
 
     Raises:
         ValueError: when no case is in both.
@@ -148,8 +154,15 @@ def paired_difference(
         [first[case] - second[case] for case in common],
         [subjects[case] for case in common],
         None if weights is None else [weights[case] for case in common],
+        None if clusters is None else [clusters[case] for case in common],
         seed=seed,
     )
+
+
+def _sums(labels: Sequence[str], *columns: NDArray[np.float64]) -> list[NDArray[np.float64]]:
+    """Each column's sums by label, in order of label, so that an interval does not depend on the order of rows."""
+    names, index = np.unique(np.asarray(labels), return_inverse=True)
+    return [np.bincount(index, column, len(names)) for column in columns]
 
 
 def _unit(embeddings: Array) -> NDArray[np.float64]:

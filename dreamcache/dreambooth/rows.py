@@ -26,11 +26,12 @@ def score_cases(evaluation: Evaluation) -> tuple[list[dict[str, Any]], list[dict
     """One row an image and one a pair of real images, from the stored embeddings alone.
 
     A row holds variant, case, subject, class, live, palette_shared (another subject of the benchmark has its palette),
-    prompt_index, position, prompt, seed, reference (the key of the image shown to the backbone, None: none),
-    reference_masked, references (how many real images it was scored against), dino, clip_i, clip_t; and benchmark,
-    digests, protocol, preprocessing and models, which say what the numbers are. Where they were asked for also mdino,
-    mclip_i (None: the subject was not found), masked_references and masking (the mask stage's models and settings, the
-    least box score, the background); dinov2; and, with several images a prompt, diversity.
+    palette_group (that palette's name, None where it is not shared), prompt_index, position, prompt, seed, reference
+    (the key of the image shown to the backbone, None: none), reference_masked, references (how many real images it was
+    scored against), dino, clip_i, clip_t; and benchmark, digests, protocol, preprocessing and models, which say what
+    the numbers are. Where they were asked for also mdino, mclip_i (None: the subject was not found), masked_references
+    and masking (the mask stage's models and settings, the least box score, the background); dinov2; and, with several
+    images a prompt, diversity.
 
     Raises:
         ValueError: when embeddings are missing or belong to other settings.
@@ -47,11 +48,13 @@ def score_cases(evaluation: Evaluation) -> tuple[list[dict[str, Any]], list[dict
         subject.palette_group for subject in benchmark.subjects if subject.palette_group is not None
     )
     for subject in evaluation.subjects:
+        shared = groups[subject.palette_group] > 1
         about = {
             "subject": subject.name,
             "class": subject.class_word,
             "live": subject.live,
-            "palette_shared": groups[subject.palette_group] > 1,
+            "palette_shared": shared,
+            "palette_group": subject.palette_group if shared else None,
         }
         real = _Scored(evaluation, None, subject)
         for pair, scores in real.pairs():

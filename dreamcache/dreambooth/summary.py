@@ -35,7 +35,7 @@ def summarize(rows: Sequence[Row], real_rows: Sequence[Row] = (), seed: int = 0)
     A masked metric is the mean over the images whose subject was found; its count says how many.
 
     Under all-references a mean counts every pair of a generated and a real image alike, and `subject_mean` every
-    subject. Intervals are of 95%, by bootstrap over subjects with `seed`.
+    subject. Intervals are of 95%, by bootstrap with `seed` over subjects, those of one palette drawn together.
 
     Raises:
         ValueError: when there are no rows, or rows of different protocols, benchmarks, models or preprocessing, real
@@ -134,6 +134,7 @@ def compare(first: Sequence[Row], second: Sequence[Row], seed: int = 0) -> dict[
                     {case: by_case[1][case][metric] for case in known},
                     {case: by_case[0][case]["subject"] for case in known},
                     {case: _weight(by_case[0][case], metric) for case in known},
+                    {case: _cluster(by_case[0][case]) for case in known},
                     seed,
                 )
                 result[kind][metric] = _as_dict(difference)
@@ -165,6 +166,12 @@ def _kinds(rows: Sequence[Row]) -> Iterable[tuple[str, list[Row]]]:
             yield kind, chosen
 
 
+def _cluster(row: Row) -> str:
+    """What a row is drawn with: its palette's subjects, which are alike, or its subject alone."""
+    group = row.get("palette_group")  # rows of earlier versions have none
+    return row["subject"] if group is None else f"palette/{group}"
+
+
 def _weight(row: Row, metric: str) -> float:
     """How many pairs of images a score is the mean of."""
     if metric in ("clip_t", "diversity"):
@@ -181,6 +188,7 @@ def estimates(rows: Sequence[Row], seed: int = 0) -> dict[str, dict[str, Any]]:
                 [row[metric] for row in scored],
                 [row["subject"] for row in scored],
                 [_weight(row, metric) for row in scored],
+                [_cluster(row) for row in scored],
                 seed=seed,
             )
         )
