@@ -3,6 +3,7 @@
 import functools
 import hashlib
 import json
+import random
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -124,10 +125,38 @@ def store_latents(
 
     A file's name holds a digest of all that it depends on, so what is there already serves every training, and files
     made of other triplets, with another backbone or other settings are never read. Several processes share out the
-    shards. Returns the files, one a shard. ValueError if nothing can be written beside the shards.
+    shards, also those of several trainings. Returns the files, one a shard. ValueError if nothing can be written beside
+    the shards.
     """
-    files, encoded, execution = [], 0, {"batch_size": batch_size}
-    for shard, path in enumerate(shards.paths):
+    files = _latent_files(backbone, shards, config)
+    execution = {"batch_size": batch_size}
+    missing = [shard for shard in range(process_rank(), len(files), process_count()) if not files[shard].exists()]
+    # Each training in an order of its own: of several at once each encodes what the others have not come to.
+    random.SystemRandom().shuffle(missing)
+    for shard in missing:
+        if files[shard].exists():
+            continue
+        try:
+            files[shard].parent.mkdir(exist_ok=True)
+        except OSError as error:
+            raise ValueError(f"{files[shard].parent} cannot be made ({error}): set store_latents to false") from error
+        encoded = sum(number for file, number in zip(files, shards.counts, strict=True) if file.exists())
+        parts: dict[str, list[Tensor]] = {}
+        encode = functools.partial(_encode, backbone, shards, config, shard)
+        for batch, tensors in in_batches(range(shards.counts[shard]), execution, encode):
+            for name, tensor in tensors.items():
+                parts.setdefault(name, []).append(tensor.cpu())
+            if report is not None:
+                report({"encoded": encoded + batch[-1] + 1, "triplets": len(shards)})
+        replace_file(files[shard], save({name: torch.cat(tensors).contiguous() for name, tensors in parts.items()}))
+    wait_for_all()
+    return files
+
+
+def _latent_files(backbone: "Backbone", shards: TripletShards, config: TrainingConfig) -> list[Path]:
+    """Where each shard's latents are stored, or are to be."""
+    files = []
+    for path in shards.paths:
         recipe = {
             "version": STORED_VERSION,
             "backbone": backbone.identity,
@@ -140,23 +169,7 @@ def store_latents(
         if config.reference_variants and config.references != "subject":
             recipe["references"] = config.references
         digest = hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()
-        file = path.parent / "latents" / f"{path.stem}-{digest[:16]}.safetensors"
-        files.append(file)
-        if not file.exists() and shard % process_count() == process_rank():
-            try:
-                file.parent.mkdir(exist_ok=True)
-            except OSError as error:
-                raise ValueError(f"{file.parent} cannot be made ({error}): set store_latents to false") from error
-            parts: dict[str, list[Tensor]] = {}
-            encode = functools.partial(_encode, backbone, shards, config, shard)
-            for batch, tensors in in_batches(range(shards.counts[shard]), execution, encode):
-                for name, tensor in tensors.items():
-                    parts.setdefault(name, []).append(tensor.cpu())
-                if report is not None:
-                    report({"encoded": encoded + batch[-1] + 1, "triplets": len(shards)})
-            replace_file(file, save({name: torch.cat(tensors).contiguous() for name, tensors in parts.items()}))
-        encoded += shards.counts[shard]
-    wait_for_all()
+        files.append(path.parent / "latents" / f"{path.stem}-{digest[:16]}.safetensors")
     return files
 
 

@@ -95,3 +95,24 @@ def test_later_settings_leave_earlier_trainings_up_to_date(tmp_path):
     train_adapters(backbone, paths, config.model_copy(update={"share": 0.5}), tmp_path / "half")
     with pytest.raises(ValueError, match="share was 0.5 and is None"):
         train_adapters(backbone, paths, config.model_copy(update={"steps": 3}), tmp_path / "half")
+
+
+def test_trainings_at_once_share_out_the_shards(tmp_path):
+    save_tiny_stable_diffusion(tmp_path / "sd")
+    backbone, config = load_backbone(tmp_path / "sd"), TrainingConfig(reference_variants=2)
+    shards = TripletShards(write_tiny_triplets(tmp_path / "run", shards=8, triplets_a_shard=1))
+    told, orders = [], set()
+
+    def meanwhile(row):
+        told.append(row)
+        if len(told) == 1:
+            store_latents(backbone, shards, config)
+
+    files = store_latents(backbone, shards, config, meanwhile)
+    assert told == [{"encoded": 1, "triplets": 8}], "what another training has stored is not encoded again"
+    for _ in range(3):
+        for file in files:
+            file.unlink()
+        store_latents(backbone, shards, config)
+        orders.add(tuple(sorted(range(8), key=lambda shard: files[shard].stat().st_mtime_ns)))
+    assert len(orders) > 1, "each has its own order, so they seldom come to the same shard at once"
