@@ -10,7 +10,7 @@ from typing import Any
 
 from dreamcache.ablations import FINDINGS, TABLES
 from dreamcache.dreambooth.findings import Difference, judge, over_seeds, paired
-from dreamcache.dreambooth.scoring import ROWS, SUMMARY
+from dreamcache.dreambooth.scoring import ROWS
 from dreamcache.dreambooth.summary import Row, estimates
 from dreamcache.held_out import is_trained_on
 from flows.ablation_chart import SHOWN, ablation_chart
@@ -43,8 +43,7 @@ def _write(study: Study) -> Path:
     rows = study.finished()
     scores: dict[str, dict[int, list[Row]]] = {}
     for row in rows:
-        scored = read_json_lines(row.folder / TRAINED / ROWS)
-        scores.setdefault(row.variant, {})[row.repeat] = [one for one in scored if one["variant"] == "adapters"]
+        scores.setdefault(row.variant, {})[row.repeat] = _scored(row, "adapters")
 
     @functools.cache
     def difference(first: str, second: str) -> Difference:
@@ -143,7 +142,7 @@ def _record(study: Study, row: AblationRow, scores: Mapping[str, Mapping[int, li
         "trained_in": row.trained_in.name, "steps": row.profile.training.steps, "triplets": _triplets(row),
         "parameters": json.loads((adapters_folder(row.folder) / "config.json").read_bytes())["parameters"],
         "held_out_loss": held_out_losses(row.folder), "seconds": marker["execution"]["seconds"],
-        "scores": _summary(row)["adapters"]["overall"], "against": baseline, "difference": found or None,
+        "scores": estimates(scores[row.variant][row.repeat]), "against": baseline, "difference": found or None,
     }  # fmt: skip
 
 
@@ -153,13 +152,13 @@ def _triplets(row: AblationRow) -> int:
     return sum(is_trained_on(key, config.held_out, config.share) for key in keys)
 
 
-def _summary(row: AblationRow) -> dict[str, Any]:
-    return dict(json.loads((row.folder / TRAINED / SUMMARY).read_bytes())["variants"])
+def _scored(row: AblationRow, variant: str) -> list[Row]:
+    return [one for one in read_json_lines(row.folder / TRAINED / ROWS) if one["variant"] == variant]
 
 
 def _no_adapters(study: Study) -> dict[str, Any]:
     row = study.row(DEFAULT, 0)
-    return {} if row.remaining() else dict(_summary(row)["no-adapters"]["overall"])
+    return {} if row.remaining() else estimates(_scored(row, "no-adapters"))
 
 
 def _cells(estimated: Mapping[str, Any], signed: bool = False) -> dict[str, str]:

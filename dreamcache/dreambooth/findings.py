@@ -28,7 +28,7 @@ def over_seeds(rows_by_seed: Sequence[Sequence[Row]]) -> list[Row]:
 
 
 def paired(first: Seeds, second: Seeds) -> Difference:
-    """Paired differences, first minus second, over the seeds that both were trained with; empty where there is none.
+    """Paired differences, first minus second, over the seeds that both were trained with; empty without a common case.
 
     Scores are averaged over seeds case by case; the interval is that of `compare`. By metric an `Estimate` as
     a dict, and "by_seed": the mean of each seed's own difference. ValueError where the rows do not compare.
@@ -37,8 +37,8 @@ def paired(first: Seeds, second: Seeds) -> Difference:
     if not seeds:
         return {}
     means = [over_seeds([rows[seed] for seed in seeds]) for rows in (first, second)]
-    total = compare(means[0], means[1])["overall"]
-    alone = [compare(first[seed], second[seed])["overall"] for seed in seeds] if len(seeds) > 1 else [total]
+    total = compare(means[0], means[1]).get("overall", {})
+    alone = [compare(first[seed], second[seed])["overall"] for seed in seeds] if total and len(seeds) > 1 else [total]
     return {
         metric: {**estimate, "by_seed": [one[metric]["mean"] for one in alone if metric in one]}
         for metric, estimate in total.items()
