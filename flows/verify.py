@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -134,7 +135,8 @@ class Verification:
 
     def commands(self) -> list[str]:
         """The commands that make again what was withdrawn or is outdated, in their order."""
-        touched = self._damaged_folders() | {line.partition(":")[0].partition(".")[0] for line in self.outdated}
+        # A line begins with a folder, a setting of it or something in it: "gates:", "training.steps:", "sweep/text-5:".
+        touched = self._damaged_folders() | {re.split("[:./]", line)[0] for line in self.outdated}
         return [command for command, folders in MADE_BY.items() if touched & folders]
 
 

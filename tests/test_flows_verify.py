@@ -224,6 +224,12 @@ def test_what_another_command_makes_is_not_repaired_but_named(run: Path) -> None
     assert step.changes() == ["training: not finished"]
 
 
+def test_an_unfinished_point_of_a_sweep_is_made_again(run: Path) -> None:
+    found = Verification(run)
+    found.outdated = ["sweep/image-0.5: not finished"]
+    assert found.commands() == ["evaluate-adapters"]
+
+
 def test_a_report_is_known_however_its_run_is_spelt(
     profile: Profile, run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
