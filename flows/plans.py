@@ -33,7 +33,7 @@ from shards.triplets import triplet_paths, unfinished_part
 
 DESCRIPTION_VERSION = 1
 TRAINING_VERSION = 1
-REPORT_VERSION = 6
+REPORT_VERSION = 7
 
 
 def training_step(profile: Profile, run: Path) -> Step:

@@ -39,7 +39,7 @@ def scores(profile: Profile, run: Path) -> dict[str, Any] | None:
         of_committed = notes(compared)
         lines += [(COMMITTED[name], of_committed[name], kinds) for name, kinds in compared["variants"].items()]
         differences += [(f"committed {label}", kinds) for label, kinds in compared["differences"].items()]
-    given, against_given, left_out = _given(run, own)
+    given, against_given, left_out = _given(run, own, profile.evaluation.seed)
     lines += given
     differences += against_given
     lines.append((ROLES[REAL][0], said.get(REAL, ""), summary["real_against_real"]))
@@ -118,13 +118,19 @@ def _difference(first: Sequence[Row], variant: str, second: Sequence[Row], other
             [row for row in first if row["variant"] == variant], [row for row in second if row["variant"] == other]
         )
     except ValueError:
-        return {}  # what is given may be of other prompts or seeds
+        return {}  # what is given may be of other prompts
 
 
-def _given(run: Path, own: Sequence[Row]) -> tuple[list[tuple[str, str, Kinds]], list[tuple[str, Kinds]], list[str]]:
-    """Lines and differences of what was given; and, in words, what of it does not compare with the run's own rows."""
+def _given(
+    run: Path, own: Sequence[Row], seed: int
+) -> tuple[list[tuple[str, str, Kinds]], list[tuple[str, Kinds]], list[str]]:
+    """Lines and differences of what was given; and, in words, what of it does not compare with the run's own rows.
+
+    `seed` is that of the run's evaluation: images by another one are no pairs of the run's.
+    """
     lines, differences, left_out = list[tuple[str, str, Kinds]](), list[tuple[str, Kinds]](), list[str]()
-    for folder in sorted(path.parent for path in run.glob(f"{GIVEN}*/done.json")):
+    for marker in sorted(run.glob(f"{GIVEN}*/done.json")):
+        folder = marker.parent
         name, rows = folder.name.removeprefix(GIVEN), list(read_json_lines(folder / ROWS))
         ours, theirs = scored_by(own[0]), scored_by(rows[0])
         if other := [what for what in ours if ours[what] != theirs[what]]:
@@ -143,6 +149,9 @@ def _given(run: Path, own: Sequence[Row]) -> tuple[list[tuple[str, str, Kinds]],
                     if kind in kinds
                 }
                 lines.append((labels[variant], said[variant], shown))
+        if json.loads(marker.read_bytes())["recipe"]["settings"]["seed"] != seed:
+            left_out.append(f"the difference from {name} (other seeds)")  # rows of given images name none
+            continue
         first = "given" if "given" in given["variants"] else "adapters"
         differences.append((f"adapters - {name}", _difference(own, "adapters", rows, first)))
     return lines, differences, left_out

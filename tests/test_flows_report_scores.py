@@ -21,11 +21,11 @@ from shards.files import read_json_lines
 PROFILE = load_profile("miniature", {"sweep.image_scales": [2.0, 0.5], "sweep.text_scales": [3.0]})
 
 
-def write(run: Path, name: str, rows: list[dict]) -> None:
+def write(run: Path, name: str, rows: list[dict], seed: int = 0) -> None:
     real = [row | {"dino": 0.9, "clip_i": 0.95, "clip_t": None, "mdino": None} for row in rows[:4]]
     (run / name).mkdir(parents=True)
     write_results(run / name, rows, real, summarize(rows, real))
-    (run / name / "done.json").write_text("{}")
+    (run / name / "done.json").write_text(json.dumps({"recipe": {"settings": {"seed": seed}}}))
 
 
 @pytest.fixture
@@ -107,6 +107,14 @@ def test_what_is_scored_otherwise_is_left_out_and_named(run: Path) -> None:
     said = "every (other protocol); MDINO of grey (other masks or models); others (other digests, dino model)"
     assert found["left_out"] == f"Left out, since they do not compare with the run's: {said}."
     assert said in rendered(scores=found)
+
+
+def test_images_of_another_seed_are_no_pairs_and_are_named(run: Path) -> None:
+    write(run, "evaluation-of-later", [row | {"seed": None} for row in make_rows("given", 0.25)], seed=5)
+    found = report_scores.scores(PROFILE, run)
+    assert found is not None and "later" in [row["label"] for row in found["tables"][0]["rows"]]
+    assert "adapters - later" not in [row["label"] for row in found["tables"][0]["differences"]]
+    assert "the difference from later (other seeds)" in found["left_out"]
 
 
 def test_a_note_says_no_more_than_its_interval() -> None:
