@@ -244,7 +244,6 @@ def run(
                         out.reject(record, str(error))
                 done += len(group)
             report(done, count)
-    assert out.marker is not None
     return out.marker
 
 

@@ -131,7 +131,7 @@ class ShardWriter:
     def __init__(self, plan: ShardPlan, records_in: int, execution: Mapping[str, Any]) -> None:
         self.plan = plan
         self.records_in = records_in
-        self.marker: Marker | None = None
+        self._marker: Marker | None = None
         self._execution = execution
         self._started = time.perf_counter()
         self._keys: set[str] = set()
@@ -143,6 +143,12 @@ class ShardWriter:
             # The stream mode never seeks back, so the checksum can be taken while writing.
             self._tar = tarfile.open(fileobj=self._data, mode="w|", format=tarfile.USTAR_FORMAT)  # type: ignore[call-overload]
         files.reached(f"{plan.name} opened")
+
+    @property
+    def marker(self) -> Marker:
+        """The finished shard's marker, after the block of `ShardPlan.writing`: ours, or another process's."""
+        assert self._marker is not None, "the shard is not committed yet"
+        return self._marker
 
     def add(
         self, record: Mapping[str, Any], parts: Mapping[str, bytes] | None = None, line: bytes | None = None
@@ -189,7 +195,7 @@ class ShardWriter:
         with files.locked_folder(plan.path.parent):
             other = read_marker(plan.path)
             if other is not None and not plan._differences(other):
-                self.marker = other
+                self._marker = other
             elif (store := store_of(plan.path)) is not None:
                 written = {plan.path: self._data.path, rejects_path(plan.path): self._rejects.path}
                 store.publish(plan.path, written, self._made(), self._keep)
@@ -231,7 +237,7 @@ class ShardWriter:
         files.reached(f"{name} renamed")
         if not files.write_exclusively(marker_path(plan.path), marker.to_json()):
             raise RuntimeError(f"{name}: another process marked this shard while it was being replaced; start again")
-        self.marker = marker
+        self._marker = marker
         files.reached(f"{name} marked")
 
     def discard(self) -> None:
