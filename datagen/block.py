@@ -40,14 +40,13 @@ class Block:
         plan = self.dataset.plan(stage, index)
         if plan.state() == "done":
             return None
-        config, seed = self.dataset.config, self.dataset.config.seed
+        config = self.dataset.config
         plan.bring_inputs()
         engine, execution = self._engine_of(stage), self._execution
         try:
             match stage:
                 case "captions":
-                    count, taxonomy = config.captions_per_shard, self.dataset.taxonomy
-                    marker = captions.run(plan, config.captions, taxonomy, seed, count, engine, report, execution)
+                    marker = captions.run(plan, config.captions, self.dataset.taxonomy, engine, report, execution)
                 case "dedup":
                     asked_for = config.captions_per_shard * (index + 1)
                     bring([plan.sibling(number) for number in range(engine.next_shard, index)])

@@ -207,18 +207,17 @@ def run(
     plan: ShardPlan,
     config: CaptionsConfig,
     taxonomy: Taxonomy,
-    dataset_seed: int,
-    count: int,
     captioner: Captioner,
     report: Callable[[int, int], None],
     execution: dict[str, Any] | None = None,
 ) -> Marker:
-    """Write a shard of `count` captions; a reply that cannot be used is rejected with what the model wrote.
+    """Write a shard of captions; a reply that cannot be used is rejected with what the model wrote.
 
-    Key, request and seed of a record follow from the dataset's seed, the shard's number and the place in it. Records
-    that are asked for together share the model's reply, sampled by the first one's seed. `execution` is as in
-    `in_batches`, by default the configured one.
+    Key, request and seed of a record follow from the dataset's seed, the shard's number and the place in it; that seed,
+    and how many captions there are, stand in the plan's settings. Records that are asked for together share the model's
+    reply, sampled by the first one's seed. `execution` is as in `in_batches`, by default the configured one.
     """
+    dataset_seed, count = plan.spec.settings["seed"], plan.spec.settings["captions_per_shard"]
     together, asked, done = config.captions_per_request, [], 0
     for position in range(count):
         key = f"{plan.index:05d}-{position:05d}"

@@ -165,8 +165,9 @@ def test_every_reply_is_kept_or_rejected_with_what_was_written(tmp_path: Path) -
     taxonomy = Taxonomy.model_validate({"classes": ["dog"], "places": ["on a beach"]})
     cat = reply(subject="cat", caption="a cat on a beach", **{"class": "cat"})
     replies = [reply(), "", reply()[:-1], cat, reply(subject="small dog", caption="a small dog", **{"class": "pet"})]
-    plan = plan_shard(tmp_path, StageSpec("captions", 1, {}, {"model": "sha256:x"}), 3)
-    marker = captions.run(plan, config, taxonomy, 0, len(replies), Scripted(replies), lambda done, total: None)
+    settings = {"seed": 0, "captions_per_shard": len(replies)}
+    plan = plan_shard(tmp_path, StageSpec("captions", 1, settings, {"model": "sha256:x"}), 3)
+    marker = captions.run(plan, config, taxonomy, Scripted(replies), lambda done, total: None)
     kept = list(read_json_lines(plan.path))
     assert [record["key"] for record in kept] == ["00003-00000", "00003-00004"]
     assert [(record["subject"], record["class"]) for record in kept] == [("dog", "dog"), ("small dog", "dog")]

@@ -33,13 +33,14 @@ def config_of(**server: object) -> CaptionsConfig:
     )  # fmt: skip
 
 
-def plan_of(run: Path, index: int = 0) -> ShardPlan:
-    return plan_shard(run, StageSpec("captions", 1, {}, {"model": "sha256:x"}), index)
+def plan_of(run: Path, count: int = 40) -> ShardPlan:
+    settings = {"seed": 0, "captions_per_shard": count}
+    return plan_shard(run, StageSpec("captions", 1, settings, {"model": "sha256:x"}), 0)
 
 
 def write_shard(run: Path, config: CaptionsConfig, count: int = 40) -> Marker:
     with open_captioner(config, run / "server.log") as captioner:
-        return captions.run(plan_of(run), config, DOGS, 0, count, captioner, lambda done, total: None)
+        return captions.run(plan_of(run, count), config, DOGS, captioner, lambda done, total: None)
 
 
 def numbers(run: Path) -> list[int]:
