@@ -46,16 +46,16 @@ class Block:
         try:
             match stage:
                 case "captions":
-                    marker = captions.run(plan, config.captions, self.dataset.taxonomy, engine, report, execution)
+                    marker = captions.run(plan, config.captions, self.dataset.taxonomy, engine, execution, report)
                 case "dedup":
                     asked_for = config.captions_per_shard * (index + 1)
                     bring([plan.sibling(number) for number in range(engine.next_shard, index)])
                     marker = dedup.run(plan, config.dedup, engine, asked_for)
                 case "images":
-                    marker = images.run(plan, config.images, engine, report, execution)
+                    marker = images.run(plan, config.images, engine, execution, report)
                 case "masks":
                     finder, cutter = engine
-                    marker = masks.run(plan, config.masks, finder, cutter, report, execution)
+                    marker = masks.run(plan, config.masks, finder, cutter, execution, report)
                 case "gates":
                     marker = gates.run(plan, config.gates)
                 case "triplets":

@@ -208,17 +208,17 @@ def run(
     config: CaptionsConfig,
     taxonomy: Taxonomy,
     captioner: Captioner,
+    execution: dict[str, Any],
     report: Callable[[int, int], None],
-    execution: dict[str, Any] | None = None,
 ) -> Marker:
     """Write a shard of captions; a reply that cannot be used is rejected with what the model wrote.
 
     Key, request and seed of a record follow from the dataset's seed, the shard's number and the place in it; that seed,
     and how many captions there are, stand in the plan's settings. Records that are asked for together share the model's
-    reply, sampled by the first one's seed. `execution` is as in `in_batches`, by default the configured one.
+    reply, sampled by the first one's seed. `execution` and `report` are as in `in_batches`.
     """
     dataset_seed, count = plan.spec.settings["seed"], plan.spec.settings["captions_per_shard"]
-    together, asked, done = config.captions_per_request, [], 0
+    together, asked = config.captions_per_request, []
     for position in range(count):
         key = f"{plan.index:05d}-{position:05d}"
         seed = derived_seed(dataset_seed, key)
@@ -229,9 +229,8 @@ def run(
         prompts = [render_request([request for _, _, request in group], config.reply) for group in batch]
         return captioner.write(prompts, [derived_seed(group[0][1], "caption") for group in batch])
 
-    execution = execution or config.execution.model_dump()
     with plan.writing(execution, records_in=count) as out:
-        for batch, replies in in_batches(groups, execution, write):
+        for batch, replies in in_batches(groups, execution, write, lambda done, _: report(done * together, count)):
             for group, reply in zip(batch, replies, strict=True):
                 texts = split_reply(reply, len(group), config.reply)
                 for (key, seed, request), raw in zip(group, texts, strict=True):
@@ -241,8 +240,6 @@ def run(
                         out.add(record | _asked_for(request, parse_reply(raw, config.reply)))
                     except ValueError as error:
                         out.reject(record, str(error))
-                done += len(group)
-            report(done, count)
     return out.marker
 
 

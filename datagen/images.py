@@ -66,23 +66,22 @@ def run(
     plan: ShardPlan,
     config: ImagesConfig,
     painter: Painter,
+    execution: dict[str, Any],
     report: Callable[[int, int], None],
-    execution: dict[str, Any] | None = None,
 ) -> Marker:
     """Write a shard's images as KEY.jpg beside the caption's record; broken ones are rejected.
 
-    `execution` is as in `in_batches`, by default the configured one.
+    `execution` and `report` are as in `in_batches`.
     """
-    records, done = list(_copies(read_json_lines(plan.inputs[0]), plan.spec.copies)), 0
+    records = list(_copies(read_json_lines(plan.inputs[0]), plan.spec.copies))
 
     def paint(batch: Sequence[tuple[dict[str, Any], int]]) -> tuple[np.ndarray, Sequence[bool]]:
         seeds = [seed for _, seed in batch]
         images = painter.paint([record["caption"] for record, _ in batch], seeds)
         return images, painter.unsafe(images)
 
-    execution = execution or config.execution.model_dump()
     with plan.writing(execution) as out:
-        for batch, (images, unsafe) in in_batches(records, execution, paint):
+        for batch, (images, unsafe) in in_batches(records, execution, paint, report):
             for (record, _), image, flagged in zip(batch, images, unsafe, strict=True):
                 models = {**record["models"], **{f"images.{role}": name for role, name in plan.spec.models.items()}}
                 record = {**record, "models": models}
@@ -92,8 +91,6 @@ def run(
                     out.reject(record, "unsafe image")
                 else:
                     out.add(record, {"jpg": encode_jpeg(image, config)})
-            done += len(batch)
-            report(done, len(records))
     return out.marker
 
 

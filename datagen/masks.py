@@ -139,15 +139,15 @@ def run(
     config: MasksConfig,
     finder: BoxFinder,
     cutter: MaskCutter,
+    execution: dict[str, Any],
     report: Callable[[int, int], None],
-    execution: dict[str, Any] | None = None,
 ) -> Marker:
     """Write a shard's masks as KEY.mask.png beside boxes, scores and measures in KEY.json.
 
     A record for which no box was found has none of them, and `box` null; an image that cannot be decoded is rejected.
-    `execution` is as in `in_batches`, by default the configured one.
+    `execution` and `report` are as in `in_batches`.
     """
-    records, done = list(read_tar_records(plan.inputs[0])), 0
+    records = list(read_tar_records(plan.inputs[0]))
 
     def look(batch: Sequence[tuple[str, dict[str, bytes]]]) -> dict[str, tuple[list[ScoredBox], ProposedMasks | None]]:
         images = {key: image for key, parts in batch if (image := decoded(parts.get(IMAGE, b""))) is not None}
@@ -163,9 +163,8 @@ def run(
         proposed = dict(zip(seen, cut, strict=True))
         return {key: (boxes[key], proposed.get(key)) for key in images}
 
-    execution = execution or config.execution.model_dump()
     with plan.writing(execution) as out:
-        for batch, looked in in_batches(records, execution, look):
+        for batch, looked in in_batches(records, execution, look, report):
             for key, _ in batch:
                 if key not in looked:
                     out.reject({"key": key}, "unreadable image")
@@ -179,8 +178,6 @@ def run(
                 candidates = [{"box": [round(x, 1) for x in one.box], "score": round(one.score, 4)} for one in boxes]
                 record |= {**candidates[0], "boxes": candidates, **measures}
                 out.add(record, {MASK: encode_mask(mask, config.soft_edge)})
-            done += len(batch)
-            report(done, len(records))
     return out.marker
 
 

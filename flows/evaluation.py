@@ -116,7 +116,7 @@ def _make_masks(evaluation: Evaluation, config: MasksConfig, name: str, real: bo
             if evaluation.picture_plan(variant, subject).state() != "done":
                 write_pictures(evaluation, variant, subject)
             plan = evaluation.mask_plan(variant, subject)
-            masks.run(plan, config, boxes, cutter, lambda done, total: None, execution)
+            masks.run(plan, config, boxes, cutter, execution, lambda done, total: None)
             progress.at(done, f"{variant or 'real'} {subject.name}")
 
 

@@ -63,9 +63,14 @@ def peaks() -> dict[str, int]:
 
 
 def in_batches(
-    records: Sequence[Record], execution: dict[str, Any], work: Callable[[Sequence[Record]], Result]
+    records: Sequence[Record],
+    execution: dict[str, Any],
+    work: Callable[[Sequence[Record]], Result],
+    report: Callable[[int, int], None] = lambda done, total: None,
 ) -> Iterator[tuple[Sequence[Record], Result]]:
     """Yield (batch, `work(batch)`) over all records, `execution["batch_size"]` at a time.
+
+    `report` gets the number of records whose batch the caller has taken, and of all.
 
     Where the GPU's memory runs out, that size is halved and the batch tried again: it is found, stands recorded, and
     who passes the same `execution` for the next shard need not find it again.
@@ -83,3 +88,4 @@ def in_batches(
             continue
         yield batch, result
         start += len(batch)
+        report(start, len(records))

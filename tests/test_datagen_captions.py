@@ -167,7 +167,8 @@ def test_every_reply_is_kept_or_rejected_with_what_was_written(tmp_path: Path) -
     replies = [reply(), "", reply()[:-1], cat, reply(subject="small dog", caption="a small dog", **{"class": "pet"})]
     settings = {"seed": 0, "captions_per_shard": len(replies)}
     plan = plan_shard(tmp_path, StageSpec("captions", 1, settings, {"model": "sha256:x"}), 3)
-    marker = captions.run(plan, config, taxonomy, Scripted(replies), lambda done, total: None)
+    execution = config.execution.model_dump()
+    marker = captions.run(plan, config, taxonomy, Scripted(replies), execution, lambda done, total: None)
     kept = list(read_json_lines(plan.path))
     assert [record["key"] for record in kept] == ["00003-00000", "00003-00004"]
     assert [(record["subject"], record["class"]) for record in kept] == [("dog", "dog"), ("small dog", "dog")]

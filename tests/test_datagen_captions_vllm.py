@@ -40,7 +40,8 @@ def plan_of(run: Path, count: int = 40) -> ShardPlan:
 
 def write_shard(run: Path, config: CaptionsConfig, count: int = 40) -> Marker:
     with open_captioner(config, run / "server.log") as captioner:
-        return captions.run(plan_of(run, count), config, DOGS, captioner, lambda done, total: None)
+        execution = config.execution.model_dump()
+        return captions.run(plan_of(run, count), config, DOGS, captioner, execution, lambda done, total: None)
 
 
 def numbers(run: Path) -> list[int]:

@@ -51,6 +51,8 @@ def test_a_server_killed_in_mid_shard_loses_and_doubles_nothing(
         },
     )  # fmt: skip
 
+    execution = config.execution.model_dump()
+
     def plan_of(index: int) -> ShardPlan:
         settings = {"seed": 0, "captions_per_shard": COUNT}
         return plan_shard(tmp_path, StageSpec("captions", 1, settings, {"model": "sha256:x"}), index)
@@ -77,10 +79,10 @@ def test_a_server_killed_in_mid_shard_loses_and_doubles_nothing(
                 os.kill(group, signal.SIGKILL)
 
             started = time.monotonic()
-            captions.run(plan_of(0), config, taxonomy, captioner, lambda done, total: None)
+            captions.run(plan_of(0), config, taxonomy, captioner, execution, lambda done, total: None)
             print(f"{COUNT} captions in {time.monotonic() - started:.1f} s")
             assert len(group_members(group)) > 1  # the server has children of its own, in its group
-            captions.run(plan_of(1), config, taxonomy, captioner, kill)
+            captions.run(plan_of(1), config, taxonomy, captioner, execution, kill)
     deadline = time.monotonic() + 60
     while left := group_members(group):
         assert time.monotonic() < deadline, left
@@ -89,5 +91,5 @@ def test_a_server_killed_in_mid_shard_loses_and_doubles_nothing(
     assert read_marker(plan_of(1).path) is None and not plan_of(1).path.exists()
 
     with open_captioner(config, tmp_path / "second.log") as captioner:
-        captions.run(plan_of(1), config, taxonomy, captioner, lambda done, total: None)
+        captions.run(plan_of(1), config, taxonomy, captioner, execution, lambda done, total: None)
     check(1)

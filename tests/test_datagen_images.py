@@ -160,7 +160,7 @@ def test_every_caption_becomes_an_image_or_a_reject(tmp_path: Path) -> None:
     plan = plan_shard(tmp_path, StageSpec("images", 1, {}, {"model": "sha256:y"}, ".tar"), 0, [source.path])
     config = ImagesConfig(model="x", execution={"batch_size": 4})
     reports: list[tuple[int, int]] = []
-    marker = images.run(plan, config, Failing(), lambda *done: reports.append(done))
+    marker = images.run(plan, config, Failing(), config.execution.model_dump(), lambda *done: reports.append(done))
     assert (marker.records_in, marker.records_out) == (7, 2)
     assert marker.rejected == {"black image": 1, "flat image": 1, "image not finite": 2, "unsafe image": 1}
     kept = dict(read_tar_records(plan.path))

@@ -148,7 +148,7 @@ def test_a_batch_that_does_not_fit_is_halved(tmp_path: Path) -> None:
     source = write_images(tmp_path, encode, 7)
     config = MasksConfig(box_model="x", mask_model="y", execution={"batch_size": 6})
     plan = plan_shard(tmp_path, StageSpec("masks", 1, {}, {}, ".tar"), 0, [source])
-    marker = masks.run(plan, config, Full(), Scripted(), ignore)
+    marker = masks.run(plan, config, Full(), Scripted(), config.execution.model_dump(), ignore)
     assert marker.records_out == 7 and marker.execution["batch_size"] == 2
     assert sizes == [6, 3, 2, 2, 2, 1]
     with pytest.raises(RuntimeError, match="illegal"):
@@ -171,7 +171,7 @@ def test_boxes_do_not_depend_on_the_sizes_of_other_images(tmp_path: Path) -> Non
         change = {"box_model": str(model), "min_stored_score": 0, "max_boxes": 10, "execution": execution}
         config = MasksConfig(mask_model="x", **change)
         plan = plan_shard(tmp_path / str(batch_size), StageSpec("masks", 1, {}, {}, ".tar"), 0, [source])
-        masks.run(plan, config, TransformersBoxFinder(config), Scripted(), ignore)
+        masks.run(plan, config, TransformersBoxFinder(config), Scripted(), config.execution.model_dump(), ignore)
         # Not by score: these are all but equal.
         records = [json.loads(parts["json"]) for _, parts in read_tar_records(plan.path)]
         return np.array([sorted(one["box"] for one in record["boxes"]) for record in records])
@@ -256,7 +256,7 @@ def test_masks_then_gates_keep_account(tmp_path: Path) -> None:
     source = write_images(tmp_path, encode, 6)
     config = MasksConfig(box_model="x", mask_model="y", execution={"batch_size": 4})
     plan = plan_shard(tmp_path, StageSpec("masks", 1, {}, {"box_model": "b"}, ".tar"), 0, [source])
-    marker = masks.run(plan, config, Scripted(), Scripted(), ignore)
+    marker = masks.run(plan, config, Scripted(), Scripted(), config.execution.model_dump(), ignore)
     assert (marker.records_in, marker.records_out, marker.rejected) == (6, 5, {"unreadable image": 1})
     found = dict(read_tar_records(plan.path))
     assert [sorted(parts) for parts in found.values()] == [["json"], ["json", "mask.png"]] * 2 + [["json", "mask.png"]]

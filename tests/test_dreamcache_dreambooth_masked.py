@@ -60,7 +60,8 @@ def make_masks(evaluation, real):
         if plan.state() != "done":
             if evaluation.picture_plan(variant, subject).state() != "done":
                 write_pictures(evaluation, variant, subject)
-            masks.run(evaluation.mask_plan(variant, subject), config, Detector(), Cutter(), lambda done, total: None)
+            plan = evaluation.mask_plan(variant, subject)
+            masks.run(plan, config, Detector(), Cutter(), {"batch_size": 8}, lambda done, total: None)
             made += 1
     return made
 
