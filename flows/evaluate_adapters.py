@@ -12,13 +12,14 @@ from prefect import flow, task
 from prefect.cache_policies import NO_CACHE
 from prefect.states import Completed, State
 
-from flows.evaluation import adapter_models, held_out_file, make_evaluation, write_held_out_loss
+from flows.evaluation import adapter_models, make_evaluation, write_held_out_loss
 from flows.evaluation_plans import (
     TRAINED,
     adapters_of,
     benchmark_step,
     evaluation_of,
     evaluations,
+    held_out_file,
     held_out_inputs,
 )
 from flows.evaluation_workers import make_on_workers

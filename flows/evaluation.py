@@ -14,7 +14,7 @@ from typing import Any
 from datagen.masks import MasksConfig
 from dreamcache.dreambooth.evaluation import Evaluation
 from flows.artifacts import Progress, table_artifact
-from flows.evaluation_plans import COMPARED, TRAINED, scored_step
+from flows.evaluation_plans import TRAINED, held_out_file, scored_step
 from flows.models import load_pipeline
 from flows.profiles import Profile
 from flows.score_tables import estimate_cells
@@ -171,11 +171,6 @@ def write_held_out_loss(profile: Profile, run: Path, models: Models) -> Path:
     backbone, adapters, _ = models()
     replace_file(path, json.dumps(validation_loss(backbone, adapters, triplets, config.loss_weights)).encode())
     return path
-
-
-def held_out_file(run: Path) -> Path:
-    """Where that loss stands."""
-    return run / COMPARED / "held-out.json"
 
 
 def _reporter(progress: Progress) -> Callable[[dict[str, Any]], None]:

@@ -134,6 +134,11 @@ def held_out_inputs(profile: Profile, run: Path, name: str) -> dict[str, Any]:
     return {"held-out loss": {"triplets": triplets, "dtype": profile.evaluation.dtype, **settings}}
 
 
+def held_out_file(run: Path) -> Path:
+    """Where that loss stands."""
+    return run / COMPARED / "held-out.json"
+
+
 def scored_step(evaluation: Evaluation, name: str, inputs: Mapping[str, Any] = MappingProxyType({})) -> Step:
     """The rows and the summary of an evaluation, and whether all of its shards are up to date.
 

@@ -12,8 +12,7 @@ from typing import Any
 from dreamcache.dreambooth.cases import Subject
 from dreamcache.dreambooth.evaluation import Evaluation
 from flows.dispatch import Workers, made_on_workers
-from flows.evaluation import held_out_file
-from flows.evaluation_plans import COMPARED, evaluation_of, evaluations, held_out_inputs
+from flows.evaluation_plans import COMPARED, evaluation_of, evaluations, held_out_file, held_out_inputs
 from flows.plans import evaluation_step
 from flows.profiles import Profile
 from shards.stage import ShardPlan

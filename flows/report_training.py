@@ -10,7 +10,7 @@ from typing import Any
 from dreamcache.configs import TrainingConfig
 from dreamcache.dreambooth.evaluation import Evaluation
 from flows.charts import Line, line_chart, running_mean
-from flows.evaluation_plans import COMPARED, evaluation_of, evaluations
+from flows.evaluation_plans import COMPARED, evaluation_of, evaluations, held_out_file
 from flows.plans import evaluation_step
 from flows.profiles import Profile
 
@@ -25,9 +25,9 @@ def training(profile: Profile, run: Path) -> dict[str, Any] | None:
         return None
     rows, config, own = _log(run), profile.training, held_out_losses(run)
     held_out = [] if own is None else [{"label": "just trained", **own}]
-    compared = run / COMPARED / "held-out.json"  # none where too few triplets are held out
-    if compared.is_file() and COMPARED in dict(current_evaluations(profile, run)):
-        held_out.append({"label": "committed", **json.loads(compared.read_text())})
+    # None where too few triplets are held out.
+    if held_out_file(run).is_file() and COMPARED in dict(current_evaluations(profile, run)):
+        held_out.append({"label": "committed", **json.loads(held_out_file(run).read_bytes())})
     return {
         "steps": int(rows[-1]["step"]) if rows else 0,
         "text": f"{config.steps:,} steps of {config.batch_size} triplets, learning rate {config.learning_rate:g}, "

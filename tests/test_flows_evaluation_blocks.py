@@ -19,8 +19,7 @@ from flows import evaluation_workers
 from flows.dispatch import Workers
 from flows.evaluate_adapters import evaluate
 from flows.evaluate_block import evaluate_block
-from flows.evaluation import held_out_file
-from flows.evaluation_plans import COMPARED, TRAINED, adapters_folder, evaluation_of, evaluations
+from flows.evaluation_plans import COMPARED, TRAINED, adapters_folder, evaluation_of, evaluations, held_out_file
 from flows.evaluation_workers import make_on_workers
 from flows.plans import evaluation_step
 from flows.profiles import Profile, changed_settings, load_profile, record_configuration

@@ -10,8 +10,8 @@ from tiny_triplets import write_tiny_triplets
 from dreamcache.backbone import load_backbone
 from dreamcache.configs import LossWeights
 from dreamcache.training import train_adapters
-from flows.evaluation import adapter_models, held_out_file, write_held_out_loss
-from flows.evaluation_plans import COMPARED, TRAINED, adapters_of, held_out_inputs
+from flows.evaluation import adapter_models, write_held_out_loss
+from flows.evaluation_plans import COMPARED, TRAINED, adapters_of, held_out_file, held_out_inputs
 from flows.profiles import load_profile
 from flows.report_training import held_out_losses, training
 
