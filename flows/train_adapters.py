@@ -18,7 +18,7 @@ from flows.forms import UNCHANGED, Settings
 from flows.lock import locked
 from flows.plans import bring_for_training, check_inputs, training_step
 from flows.profiles import Profile, load_profile, record_configuration
-from flows.report_training import loss_charts
+from flows.report_training import KINDS, loss_charts
 from shards.run_folder import run_folder
 from shards.store import place_of
 from shards.transfer import send
@@ -121,9 +121,8 @@ def _show(run: Path) -> None:
 
 
 def _validation(row: dict[str, Any]) -> dict[str, Any]:
-    return {"step": row["step"]} | {name: round(row[f"validation_{name}"], 5) for name in ("right", "wrong", "none")}
+    return {"step": row["step"]} | {name: round(row[f"validation_{name}"], 5) for name in KINDS}
 
 
 def _held_out(row: dict[str, Any]) -> str:
-    kinds = {"right": "right reference", "wrong": "wrong reference", "none": "no reference"}
-    return ", ".join(f"{text} {row[f'validation_{name}']:.5f}" for name, text in kinds.items())
+    return ", ".join(f"{text} {row[f'validation_{name}']:.5f}" for name, text in KINDS.items())
