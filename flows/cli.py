@@ -31,7 +31,7 @@ from flows.messages import quiet_models
 from flows.picture_commands import PICTURE_COMMANDS
 from flows.profiles import Profile, changed_settings
 from flows.run_commands import RUN_COMMANDS
-from shards.run_folder import as_url, needs_a_folder
+from shards.run_folder import as_url, local_folder, needs_a_folder, run_folder
 from shards.store import place_of
 
 app = typer.Typer(
@@ -61,8 +61,10 @@ def _add_flow_command(name: str, text: str, example: str) -> None:
             from shards.processes import end_with_parent as end
 
             end()
-        stores = name in ("build-dataset", "train-adapters")
-        chosen, folder, changed = configuration(profile, run, settings, stores, writing=not dry_run)
+        opened: Callable[[Path], Path] = local_folder
+        if name in ("build-dataset", "train-adapters"):
+            opened = functools.partial(run_folder, writing=not dry_run)
+        chosen, folder, changed = configuration(profile, run, settings, opened)
         or_one_line(lambda: _plan_then_run(name, chosen, folder, changed, dry_run, debug), debug)
 
     command.__doc__ = f"{text}\n\nExample: dreamcache {name} {example}"

@@ -38,39 +38,40 @@ def configuration(
     profile: str,
     run: Path | None,
     settings: list[str] | None,
-    stores: bool = False,
-    writing: bool = True,
+    opened: Callable[[Path], Path] = local_folder,
     of_run: bool = True,
 ) -> tuple[Profile, Path, dict[str, Any]]:
     """The profile with its settings changed, and the run folder; wrong names end the program with code 2.
 
-    With `stores` the run may be on an object store, whose mirror is returned then. Where the profile has to be that
+    `opened` gives the folder of a run: by `run_folder` it may be on an object store. Where the profile has to be that
     `of_run`, another one is a wrong name too.
     """
-    try:
+    with _wrong_names_told():
         changed = parse_settings(settings or [])
-        place, chosen = run or Path("runs") / profile, load_profile(profile, changed)
-        folder = run_folder(place, writing) if stores else local_folder(place)
+        chosen, folder = load_profile(profile, changed), opened(run or Path("runs") / profile)
         if of_run:
             check_profile(folder, chosen)
         return chosen, folder, changed
-    except ValueError as error:
-        fail(error, 2)
-    except RuntimeError as error:  # a store that does not answer
-        fail(error, 1)
 
 
 def existing_run(run: Path, writing: bool = False) -> Path:
     """A run folder that is there, or the mirror of one on an object store; else the program ends with code 2."""
-    try:
+    with _wrong_names_told():
         folder = run_folder(run, writing)
+    if not folder.is_dir() or (url_of(folder) and not (folder / "config.json").is_file()):
+        fail(f"there is no run folder {place_of(folder)}", 2)
+    return folder
+
+
+@contextlib.contextmanager
+def _wrong_names_told() -> Iterator[None]:
+    """In this block a wrong name ends the program with code 2, and a store that does not answer with code 1."""
+    try:
+        yield
     except ValueError as error:
         fail(error, 2)
     except RuntimeError as error:
         fail(error, 1)
-    if not folder.is_dir() or (url_of(folder) and not (folder / "config.json").is_file()):
-        fail(f"there is no run folder {place_of(folder)}", 2)
-    return folder
 
 
 def run_flow(command: str, profile: str, run: Path, settings: dict[str, Any], debug: bool, **more: Any) -> None:
