@@ -26,7 +26,7 @@ def hub_commit(name: str, setting: str | None = None) -> str:
     from huggingface_hub import model_info
 
     with suppress(OSError):
-        return _main(name).read_text().strip()
+        return _commit_file(name).read_text().strip()
     try:
         commit = str(model_info(name).sha)
     except Exception as error:  # the Hub's client raises errors of several families
@@ -38,8 +38,8 @@ def hub_commit(name: str, setting: str | None = None) -> str:
 def keep_commit(name: str, commit: str) -> None:
     """Have `hub_commit` say so from now on; a cache that cannot be written to forgets."""
     with suppress(OSError):
-        _main(name).parent.mkdir(parents=True, exist_ok=True)
-        replace_file(_main(name), commit.encode())
+        _commit_file(name).parent.mkdir(parents=True, exist_ok=True)
+        replace_file(_commit_file(name), commit.encode())
 
 
 def hub_folder(name: str, files: Sequence[str]) -> Path:
@@ -95,7 +95,8 @@ def _may_pass(error: BaseException | None) -> bool:
     return False
 
 
-def _main(name: str) -> Path:
+def _commit_file(name: str) -> Path:
+    """Where the Hub's local cache keeps which commit of a model it calls main."""
     from huggingface_hub import constants
 
     return Path(constants.HF_HUB_CACHE, f"models--{name.replace('/', '--')}", "refs", "main")
