@@ -68,10 +68,3 @@ class TrainingOrder:
         shards = self._epoch(epoch)[0][group]
         records = np.array([(shard, index) for shard in shards for index in range(self.counts[shard])])
         return records[_permutation(len(records), self.seed, epoch, group + 1)]
-
-
-def training_order(
-    counts: Sequence[int], seed: int, epoch: int, position: int, group_size: int = 16
-) -> tuple[int, int]:
-    """(shard, index) of the record at a position of an epoch: `TrainingOrder` for a single question."""
-    return TrainingOrder(counts, seed, group_size).at(epoch, position)
