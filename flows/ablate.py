@@ -12,11 +12,11 @@ from prefect import flow
 from flows.ablation_results import write_results
 from flows.ablations import AblationRow, Study
 from flows.evaluate_adapters import draw_benchmark, evaluate
-from flows.evaluation_plans import TRAINED
+from flows.evaluation_plans import TRAINED, benchmark_step
 from flows.evaluation_workers import make_on_workers
 from flows.forms import UNCHANGED, Settings
 from flows.lock import InUse, locked
-from flows.plans import benchmark_step, check_inputs, check_models
+from flows.plans import check_inputs, check_models
 from flows.profiles import DrawnBenchmark, load_profile, record_configuration, recorded_profile
 from flows.report import write_report
 from flows.train_adapters import train
