@@ -44,15 +44,11 @@ def triplets_sheet(paths: Sequence[Path], count: int) -> Image.Image:
     """
     from dreamcache.reference import reference_image
 
-    triplets = TripletShards(paths)
-    places = [(shard, index) for shard, number in enumerate(triplets.counts) for index in range(number)]
-    if not places:
-        raise ValueError(f"{paths[0]}: there is no triplet to show")
-    count = min(count, len(places))
     cells: list[Image.Image] = []
-    for number in range(count):
-        triplet = triplets.read(*places[number * len(places) // count])
+    for triplet in TripletShards(paths).spread(count):
         image, mask = triplet.image, triplet.mask
         cells += [image, with_mask(image, mask), reference_image(image, mask, SIDE)]
         cells.append(written(f"{triplet.caption}\n\n{triplet.record.get('class', '')} ({triplet.key})", SIDE))
+    if not cells:
+        raise ValueError(f"{paths[0]}: there is no triplet to show")
     return contact_sheet(cells, 4, SIDE)

@@ -48,7 +48,7 @@ def write_report(profile: Profile, run: Path) -> Path:
         "figures": _figures(markers, trained, scored),
         "stages": stage_rows(markers),
         "rejects": reject_groups(run, markers),
-        "triplets": [_triplet(triplet) for triplet in _spread(TripletShards(paths), TRIPLETS_SHOWN)],
+        "triplets": [_triplet(triplet) for triplet in TripletShards(paths).spread(TRIPLETS_SHOWN)],
         "training": trained,
         "gallery": gallery(profile, run),
         "attention": attention(profile, run),
@@ -102,13 +102,6 @@ def _figures(
     if scored:
         figures += scored["headline"]
     return figures
-
-
-def _spread(triplets: TripletShards, count: int) -> list[Triplet]:
-    """`count` triplets from places spread evenly over all shards."""
-    places = [(shard, index) for shard, number in enumerate(triplets.counts) for index in range(number)]
-    step = max(1, len(places) // count)
-    return [triplets.read(*place) for place in places[::step][:count]]
 
 
 def _triplet(triplet: Triplet) -> dict[str, str]:

@@ -94,6 +94,12 @@ class TripletShards:
         jpg, mask, record = (_read_at(descriptor, *parts[name]) for name in (IMAGE, MASK, RECORD))
         return Triplet(key, jpg, mask, json.loads(record))
 
+    def spread(self, count: int) -> list[Triplet]:
+        """At most `count` triplets, from places spread evenly over all shards."""
+        places = [(shard, index) for shard, number in enumerate(self.counts) for index in range(number)]
+        count = min(count, len(places))
+        return [self.read(*places[number * len(places) // count]) for number in range(count)]
+
     def _open(self, shard: int) -> tuple[int, list[tuple[str, dict[str, tuple[int, int]]]]]:
         if shard in self._opened:
             self._opened.move_to_end(shard)
