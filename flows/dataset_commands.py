@@ -155,10 +155,11 @@ def pull(
 def _tell_accounts(run: Path) -> None:
     import json
 
+    from flows.inspect import accounts_lines
+
     statistics = json.loads((run / "triplets" / "statistics.json").read_bytes())
-    for stage, row in statistics["stages"].items():
-        reasons = ", ".join(f"{reason} {count}" for reason, count in row["rejected"].items())
-        print(f"{stage}: {row['in']} in, {row['out']} out" + (f"; rejected: {reasons}" if reasons else ""))
+    for line in accounts_lines(statistics["stages"]):
+        print(line)
     print(f"{run / 'triplets'}: {statistics['triplets']} triplets in {statistics['shards']} shards")
 
 

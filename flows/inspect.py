@@ -19,14 +19,19 @@ BAR = 40
 def statistics_lines(statistics: Mapping[str, Any]) -> Iterator[str]:
     """Statistics, as `triplet_statistics` gives them with the stages' accounts beside, as lines for a terminal."""
     yield f"{statistics['triplets']} triplets in {statistics['shards']} shards, {statistics['bytes'] / 1e6:.1f} MB"
-    for stage, row in statistics["stages"].items():
-        reasons = ", ".join(f"{reason} {count}" for reason, count in row["rejected"].items())
-        yield f"  {stage}: {row['in']} in, {row['out']} out" + (f"; rejected: {reasons}" if reasons else "")
+    yield from (f"  {line}" for line in accounts_lines(statistics["stages"]))
     yield from _bars("classes", dict(list(statistics["classes"].items())[:CLASSES_LISTED]))
     if len(statistics["classes"]) > CLASSES_LISTED:
         yield f"  ... {len(statistics['classes']) - CLASSES_LISTED} classes more"
     yield from _bars("words of a caption", statistics["caption_words"]["histogram"])
     yield from _bars("mask, share of the image", statistics["mask_area"]["histogram"])
+
+
+def accounts_lines(stages: Mapping[str, Any]) -> Iterator[str]:
+    """What entered each stage, left it and was rejected there, by `stage_accounts`, a line a stage."""
+    for stage, row in stages.items():
+        reasons = ", ".join(f"{reason} {count}" for reason, count in row["rejected"].items())
+        yield f"{stage}: {row['in']} in, {row['out']} out" + (f"; rejected: {reasons}" if reasons else "")
 
 
 def _bars(title: str, counts: Mapping[str, int]) -> Iterator[str]:
