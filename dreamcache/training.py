@@ -81,7 +81,7 @@ def train_adapters(
                 return folder / "adapters"
         stored = store_latents(backbone, shards, config, report) if config.store_latents else None
         data = TrainingData(shards, config, backbone, stored)
-        _Training(backbone, shards, data, config, folder, identity, state, report, started).run(workers)
+        _Training(backbone, data, config, folder, identity, state, report, started).run(workers)
         wait_for_all()
     return folder / "adapters"
 
@@ -90,7 +90,7 @@ class _Training:
     """One training between start, or resumption, and end."""
 
     def __init__(
-        self, backbone: "Backbone", shards: TripletShards, data: TrainingData, config: TrainingConfig, folder: Path,
+        self, backbone: "Backbone", data: TrainingData, config: TrainingConfig, folder: Path,
         identity: dict[str, Any], state: dict[str, Any] | None, report: Callable[[dict[str, Any]], None] | None,
         started: float,
     ) -> None:  # fmt: skip
@@ -131,7 +131,7 @@ class _Training:
         self.leads = process_rank() == 0
         if self.leads:
             self.log = TrainingLog(folder / "log.csv", self.step)
-        held_out = held_out_triplets(shards, config.held_out, config.validation_triplets) if self.leads else []
+        held_out = held_out_triplets(data.shards, config.held_out, config.validation_triplets) if self.leads else []
         self.validation = None
         if len(held_out) > 1:
             self.validation = prepare_validation(backbone, held_out, self.adapters, config.loss_weights)
