@@ -84,7 +84,6 @@ def sample_with_attention(
     config: SamplingConfig = SamplingConfig(),  # noqa: B008 (frozen)
     *,
     seed: int = 0,
-    scheduler: Any = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> tuple[Image.Image, AttentionMaps]:
     """The image that `sample_images` gives, and the attention maps of its branch with reference and text.
@@ -94,9 +93,7 @@ def sample_with_attention(
     if cache.references != 1:
         raise ValueError(f"attention maps are of one subject, the cache holds {cache.references}: join or select them")
     with _recorded(backbone.unet, adapters.layers) as means:
-        (image,) = sample_images(
-            backbone, adapters, cache, [prompt], config, seeds=[seed], scheduler=scheduler, progress=progress
-        )
+        (image,) = sample_images(backbone, adapters, cache, [prompt], config, seeds=[seed], progress=progress)
     maps = {}
     for layer, (total, count) in means.items():
         side = isqrt(total.shape[0])

@@ -119,7 +119,6 @@ def store_latents(
     shards: TripletShards,
     config: TrainingConfig,
     report: Callable[[dict[str, Any]], None] | None = None,
-    batch_size: int = 16,
 ) -> list[Path]:
     """Encode every shard's targets, captions and reference variants into a safetensors file in `latents/` beside it.
 
@@ -129,7 +128,7 @@ def store_latents(
     the shards.
     """
     files = _latent_files(backbone, shards, config)
-    execution = {"batch_size": batch_size}
+    execution = {"batch_size": 16}
     missing = [shard for shard in range(process_rank(), len(files), process_count()) if not files[shard].exists()]
     # Each training in an order of its own: of several at once each encodes what the others have not come to.
     random.SystemRandom().shuffle(missing)

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 # Timesteps a triplet is measured at, one in each equal part of the schedule.
 TIMESTEPS_A_TRIPLET = 4
+BATCH = 16
 
 
 def held_out_triplets(shards: "TripletShards", fraction: float, limit: int) -> list["Triplet"]:
@@ -63,7 +64,6 @@ def prepare_validation(
     triplets: Sequence["Triplet"],
     adapters: AdapterSet | None = None,
     weights: LossWeights = LossWeights(),  # noqa: B008 (frozen)
-    batch_size: int = 16,
 ) -> ValidationInputs:
     """Encode held-out triplets; a triplet's wrong reference is the next one's of its class, or the next one's at all.
 
@@ -83,7 +83,7 @@ def prepare_validation(
         cache = cache_reference(backbone, torch.stack(cutouts), **settings).to("cpu")
         return backbone.encode_images(images), backbone.encode_prompts([triplet.caption for triplet in batch]), cache
 
-    encoded = [found for _, found in in_batches(triplets, {"batch_size": batch_size}, encode)]
+    encoded = [found for _, found in in_batches(triplets, {"batch_size": BATCH}, encode)]
     latents, texts, caches = zip(*encoded, strict=True)
     noise, timesteps = [], []
     for triplet in triplets:
@@ -104,12 +104,10 @@ def prepare_validation(
         torch.stack(timesteps),
         torch.empty(0),
     )
-    return replace(inputs, none=_losses(backbone, None, inputs, None, batch_size))
+    return replace(inputs, none=_losses(backbone, None, inputs, None))
 
 
-def validation_losses(
-    backbone: "Backbone", adapters: AdapterSet | None, inputs: ValidationInputs, batch_size: int = 16
-) -> dict[str, Tensor]:
+def validation_losses(backbone: "Backbone", adapters: AdapterSet | None, inputs: ValidationInputs) -> dict[str, Tensor]:
     """The loss of each of the n triplets, (n,) float32 each: "right", "wrong" and "none" for the reference it sees.
 
     All three share noise and timesteps, so that their differences mean something at a few dozen triplets.
@@ -118,8 +116,8 @@ def validation_losses(
         return {"right": inputs.none, "wrong": inputs.none, "none": inputs.none}
     own = torch.arange(len(inputs.latents))
     return {
-        "right": _losses(backbone, adapters, inputs, own, batch_size),
-        "wrong": _losses(backbone, adapters, inputs, inputs.wrong, batch_size),
+        "right": _losses(backbone, adapters, inputs, own),
+        "wrong": _losses(backbone, adapters, inputs, inputs.wrong),
         "none": inputs.none,
     }
 
@@ -129,11 +127,10 @@ def validation_loss(
     adapters: AdapterSet | None,
     triplets: Sequence["Triplet"],
     weights: LossWeights = LossWeights(),  # noqa: B008 (frozen)
-    batch_size: int = 16,
 ) -> dict[str, float]:
     """The mean of `validation_losses` over held-out triplets, which are encoded first: "right", "wrong" and "none"."""
-    inputs = prepare_validation(backbone, triplets, adapters, weights, batch_size)
-    losses = validation_losses(backbone, adapters, inputs, batch_size)
+    inputs = prepare_validation(backbone, triplets, adapters, weights)
+    losses = validation_losses(backbone, adapters, inputs)
     return {name: float(values.mean()) for name, values in losses.items()}
 
 
@@ -143,7 +140,6 @@ def _losses(
     adapters: AdapterSet | None,
     inputs: ValidationInputs,
     references: Tensor | None,
-    batch_size: int,
 ) -> Tensor:
     """Each triplet's loss, (n,), when it sees the given one's reference; a mean over its timesteps."""
     device = backbone.device
@@ -163,7 +159,7 @@ def _losses(
         return torch.stack(by_timestep).mean(dim=0).cpu()
 
     own = range(len(inputs.latents))
-    return torch.cat([losses for _, losses in in_batches(own, {"batch_size": batch_size}, measure)])
+    return torch.cat([losses for _, losses in in_batches(own, {"batch_size": BATCH}, measure)])
 
 
 def target_tensor(image: Image.Image, size: int) -> Tensor:

@@ -26,6 +26,8 @@ from flows.progress import rate_and_time_left
 
 log = logging.getLogger("flows")
 
+EVERY = 10.0  # seconds between two lines of progress
+
 CHART_STYLE = (
     "svg { background: #fff } text { fill: #555; font: 12px system-ui, sans-serif } .grid { stroke: #ddd }"
     " polyline { fill: none; stroke-width: 2; stroke: #999 } .pale { stroke: #bcc; stroke-width: 1 }"
@@ -36,8 +38,8 @@ CHART_STYLE = (
 class Progress:
     """A progress artifact and plain log lines for work of known length, both every few seconds at most."""
 
-    def __init__(self, name: str, total: int, unit: str, every: float = 10.0) -> None:
-        self.name, self.total, self.unit, self.every = name, max(total, 1), unit, every
+    def __init__(self, name: str, total: int, unit: str) -> None:
+        self.name, self.total, self.unit = name, max(total, 1), unit
         self._first: tuple[int, float] | None = None
         self._done = 0
 
@@ -53,7 +55,7 @@ class Progress:
         if self._first is None:
             self._first = (done, now)
         self._done = done
-        if now - self._last < self.every or done >= self.total:
+        if now - self._last < EVERY or done >= self.total:
             return  # the end is told by whoever did the work, with its accounts
         self._last = now
         text = f"{self.name}: {done} of {self.total} {self.unit}{rate_and_time_left(done, self.total, self._first)}"

@@ -7,7 +7,6 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -44,8 +43,8 @@ class Line:
         return f"{verdict}  {self.name}: {self.value:.3g}{self.unit} (mark {self.mark:g}{self.unit})"
 
 
-def held_out(count: int, start: int = 0, **fixed: object) -> list[Scene]:
-    return [make_scene(HELD_OUT_SEEDS + start + index, **fixed) for index in range(count)]  # type: ignore[arg-type]
+def held_out(count: int, **fixed: object) -> list[Scene]:
+    return [make_scene(HELD_OUT_SEEDS + index, **fixed) for index in range(count)]  # type: ignore[arg-type]
 
 
 def share(hits: list[bool]) -> float:
@@ -217,7 +216,7 @@ CHECKS: dict[str, Callable[[Path], Iterator[Line]]] = {
     "vae": check_vae,
     "dino": check_dino,
     "masks": check_masks,
-    "generation": partial(check_generation),
+    "generation": check_generation,
 }
 
 

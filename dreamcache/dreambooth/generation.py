@@ -22,13 +22,15 @@ if TYPE_CHECKING:
     from dreamcache.cache import FeatureCache
 
 Report = Callable[[dict[str, Any]], None]
+# Images sampled at a time, of several subjects where these have few; fewer where a GPU's memory does not hold them. It
+# changes images by rounding only.
+BATCH = 8
 
 
 def generate_cases(
     evaluation: Evaluation,
     backbone: "Backbone",
     adapters: "AdapterSet | None",
-    batch_size: int = 8,
     report: Report | None = None,
     ip_adapter: str | Path | None = None,
 ) -> int:
@@ -38,8 +40,6 @@ def generate_cases(
         evaluation: what to sample, and where to.
         backbone, adapters: the models whose identities the evaluation names; adapters may be None where no variant uses
             them.
-        batch_size: images sampled at a time, fewer where a GPU's memory does not hold them; it changes them by rounding
-            only. Subjects of few images are sampled together.
         report: called after each shard with stage, variant, subject, done, total and made (False: it was up to date).
         ip_adapter: where IP-Adapter lies, for the variant of that name.
 
@@ -60,7 +60,7 @@ def generate_cases(
                     stack.close()  # the others see the U-Net without it
                     pipeline = None
                 if sampler is None or sampler.variant != variant:
-                    sampler = _Sampler(evaluation, variant, backbone, adapters, batch_size, pipeline)
+                    sampler = _Sampler(evaluation, variant, backbone, adapters, pipeline)
                 _write_shard(evaluation, subject, plan, sampler)
                 made += 1
             if report is not None:
@@ -92,15 +92,14 @@ class _Sampler:
         variant: Variant,
         backbone: "Backbone",
         adapters: "AdapterSet | None",
-        batch_size: int,
         ip_adapter: Any,
     ) -> None:
         if variant not in ("no-adapters", "ip-adapter") and adapters is None:
             raise ValueError(f"the variant {variant} needs adapters; give them, or take it out of the variants")
         self.variant = variant
-        self.execution: dict[str, Any] = {"batch_size": batch_size, "device": str(backbone.device)}
+        self.execution: dict[str, Any] = {"batch_size": BATCH, "device": str(backbone.device)}
         self._evaluation, self._backbone, self._adapters = evaluation, backbone, adapters
-        self._batch_size, self._ip_adapter = batch_size, ip_adapter
+        self._ip_adapter = ip_adapter
         self._waiting: dict[str, Image] = {}
 
     def images(self, subject: Subject) -> "list[Image]":
@@ -114,7 +113,7 @@ class _Sampler:
         """The subjects that are sampled with this one: of all that are evaluated, not of the block alone."""
         subjects = replace(self._evaluation, block=None).subjects
         most = max(len(self._evaluation.cases(one)) for one in subjects)
-        size = 1 if self.variant == "ip-adapter" else max(1, self._batch_size // most)
+        size = 1 if self.variant == "ip-adapter" else max(1, BATCH // most)
         place = subjects.index(subject)
         return subjects[place - place % size :][:size]
 
@@ -123,7 +122,7 @@ class _Sampler:
         references = [self._reference(subject) for subject in subjects]
         caches = [self._cache(*pair) for pair in zip(subjects, references, strict=True)]
         cases = [(case, place) for place, subject in enumerate(subjects) for case in self._evaluation.cases(subject)]
-        self.execution["batch_size"] = self._batch_size
+        self.execution["batch_size"] = BATCH
 
         def sample(batch: Sequence[tuple[Case, int]]) -> "list[Image]":
             from dreamcache.cache import FeatureCache

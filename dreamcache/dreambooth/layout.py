@@ -163,7 +163,7 @@ def verify_images(folder: Path, images: Mapping[str, Sequence[Path]], known: Map
     return best
 
 
-def some(names: Sequence[str], limit: int = 3) -> str:
-    """The first few of the names, and how many more there are."""
-    more = len(names) - limit
-    return ", ".join(names[:limit]) + (f" and {more} more" if more > 0 else "")
+def some(names: Sequence[str]) -> str:
+    """The first three of the names, and how many more there are."""
+    more = len(names) - 3
+    return ", ".join(names[:3]) + (f" and {more} more" if more > 0 else "")

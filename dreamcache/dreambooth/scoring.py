@@ -20,12 +20,12 @@ if TYPE_CHECKING:
     from dreamcache.dreambooth.generation import Report
 
 ROWS, REAL_ROWS, SUMMARY = "rows.jsonl", "real.jsonl", "summary.json"
+BATCH = 32  # images embedded at a time; it changes nothing beyond rounding
 
 
 def embed_cases(
     evaluation: Evaluation,
     embedders: "Mapping[str, DinoEmbedder | ClipEmbedder]",
-    batch_size: int = 32,
     report: "Report | None" = None,
 ) -> int:
     """Embed the images of all shards that are not up to date; returns the number of shards made.
@@ -33,7 +33,6 @@ def embed_cases(
     Args:
         evaluation: whose images; they must have been sampled and, for masked metrics, their masks made.
         embedders: "dino", "clip" and, where the evaluation names it, "dinov2".
-        batch_size: images embedded at a time; it changes nothing beyond rounding.
         report: called after each shard with stage, variant, subject, done, total and made (False: it was up to date).
 
     Raises:
@@ -49,7 +48,7 @@ def embed_cases(
     plans += [("masked", *plan) for plan in evaluation.masked_plans()]
     for done, (kind, variant, subject, plan) in enumerate(plans, start=1):
         if stale := plan.state() != "done":
-            embed_shard(evaluation, kind, variant, subject, plan, embedders, batch_size)
+            embed_shard(evaluation, kind, variant, subject, plan, embedders)
             made += 1
         if report is not None:
             name = variant or "real"
@@ -67,7 +66,6 @@ def embed_shard(
     subject: Subject,
     plan: ShardPlan,
     embedders: "Mapping[str, DinoEmbedder | ClipEmbedder]",
-    batch_size: int = 32,
 ) -> None:
     """Embed one subject's images of one variant, or its real images for None; of the kind "masked" without background.
 
@@ -81,7 +79,7 @@ def embed_shard(
     records, images = read_images(evaluation, variant, subject)
     masks = read_masks(evaluation, variant, subject) if kind == "masked" else {}
     device = str(embedders["dino"].model.device)
-    with plan.writing({"batch_size": batch_size, "device": device}, len(records)) as out:
+    with plan.writing({"batch_size": BATCH, "device": device}, len(records)) as out:
         if kind == "masked":
             kept = []
             for record, image in zip(records, images, strict=True):
@@ -96,14 +94,14 @@ def embed_shard(
                     out.reject(record, "subject not found")
             records, images = [record for record, _ in kept], [image for _, image in kept]
         used = {name: embedders[name] for name in EMBEDDINGS.get(kind, EMBEDDINGS["embeddings"])}
-        embeddings = {name: one.embed_images(images, batch_size).numpy() for name, one in used.items()}
+        embeddings = {name: one.embed_images(images, BATCH).numpy() for name, one in used.items()}
         if variant == "copy-paste":
             embeddings = {name: np.repeat(rows, len(records), axis=0) for name, rows in embeddings.items()}
         text: dict[str, np.ndarray] = {}
         if variant is not None and kind == "embeddings":
             prompts = sorted({record["prompt"] for record in records})
             clip = cast("ClipEmbedder", embedders["clip"])
-            text = dict(zip(prompts, clip.embed_prompts(prompts, batch_size).numpy(), strict=True)) if prompts else {}
+            text = dict(zip(prompts, clip.embed_prompts(prompts, BATCH).numpy(), strict=True)) if prompts else {}
         for index, record in enumerate(records):
             tensors = {name: np.ascontiguousarray(rows[index]) for name, rows in embeddings.items()}
             if text:

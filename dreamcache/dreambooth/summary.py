@@ -81,7 +81,7 @@ def summarize(rows: Sequence[Row], real_rows: Sequence[Row] = (), seed: int = 0)
     return summary
 
 
-def calibrate(real_rows: Sequence[Row], seed: int = 0) -> dict[str, Any]:
+def calibrate(real_rows: Sequence[Row]) -> dict[str, Any]:
     """Real images against real images of their subject: by metric the mean by pair and by subject, and every subject's.
 
     Returns "metrics" (by metric an `Estimate` as a dict: `mean` is by pair, `subject_mean` by subject) and "subjects".
@@ -89,7 +89,7 @@ def calibrate(real_rows: Sequence[Row], seed: int = 0) -> dict[str, Any]:
     """
     if not real_rows:
         raise ValueError("no subject has two real images: there is no pair to calibrate with")
-    return {"metrics": estimates(real_rows, seed), "subjects": _means(real_rows, lambda row: row["subject"])}
+    return {"metrics": estimates(real_rows), "subjects": _means(real_rows, lambda row: row["subject"])}
 
 
 def compare(first: Sequence[Row], second: Sequence[Row], seed: int = 0) -> dict[str, Any]:
