@@ -282,8 +282,8 @@ def _check_resumable(before: dict[str, Any], now: dict[str, Any], folder: Path) 
         for name in settings
         if before["settings"].get(name) != now["settings"].get(name)
     ]
-    changes += [f"the {name} are others" for name in ("triplets",) if before[name] != now[name]]
-    changes += [f"the {name} is another" for name in ("backbone",) if before[name] != now[name]]
+    others = {"triplets": "the triplets are others", "backbone": "the backbone is another"}
+    changes += [text for name, text in others.items() if before[name] != now[name]]
     if changes:
         raise ValueError(
             f"the training in {folder} cannot go on: {', '.join(changes)}; use a new folder, or move this one away"
