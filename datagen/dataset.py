@@ -19,7 +19,7 @@ from datagen.dedup import DEDUP_VERSION, DedupConfig
 from datagen.gates import GATES_VERSION, GatesConfig
 from datagen.identity import model_identity
 from datagen.images import IMAGES_VERSION, ImagesConfig
-from datagen.masks import MASKS_VERSION, MasksConfig
+from datagen.masks import MasksConfig, mask_stage
 from datagen.taxonomy import Taxonomy, load_taxonomy
 from shards.markers import MARKER_SUFFIX, Marker, marker_path, read_marker
 from shards.stage import ShardPlan, StageSpec, plan_shard
@@ -85,7 +85,7 @@ class Dataset:
         captions = {**config.captions.content(), "seed": config.seed, "captions_per_shard": config.captions_per_shard}
         models = {
             stage: {role: model_identity(place, f"{stage}.{role}") for role, place in part.locations().items()}
-            for stage, part in (("captions", config.captions), ("images", config.images), ("masks", config.masks))
+            for stage, part in (("captions", config.captions), ("images", config.images))
         }
         # By content, not by file: a comment or an indent in the taxonomy changes no caption.
         models["captions"]["taxonomy"] = hashlib.sha256(self.taxonomy.model_dump_json().encode()).hexdigest()
@@ -95,7 +95,7 @@ class Dataset:
             StageSpec(
                 "images", IMAGES_VERSION, config.images.content(), models["images"], ".tar", config.images_per_caption
             ),
-            StageSpec("masks", MASKS_VERSION, config.masks.content(), models["masks"], ".tar"),
+            mask_stage(config.masks),
             StageSpec("gates", GATES_VERSION, config.gates.content()),
             StageSpec("triplets", TRIPLETS_VERSION, {}, suffix=".tar"),
         )

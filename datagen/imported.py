@@ -8,9 +8,8 @@ from pathlib import Path
 from datagen.block import Block
 from datagen.dataset import Dataset, DatasetConfig
 from datagen.gates import GATES_VERSION
-from datagen.identity import model_identity
 from datagen.images import IMAGES_VERSION
-from datagen.masks import MASKS_VERSION
+from datagen.masks import mask_stage
 from shards.stage import StageSpec
 from shards.triplets import TRIPLETS_VERSION
 
@@ -22,10 +21,9 @@ class ImportedImages(Dataset):
 
     def __init__(self, config: DatasetConfig, run: Path) -> None:
         self.config, self.run = config, run
-        models = {role: model_identity(place, f"masks.{role}") for role, place in config.masks.locations().items()}
         specs = (
             StageSpec("images", IMAGES_VERSION, {}, suffix=".tar"),
-            StageSpec("masks", MASKS_VERSION, config.masks.content(), models, ".tar"),
+            mask_stage(config.masks),
             StageSpec("gates", GATES_VERSION, config.gates.content()),
             StageSpec("triplets", TRIPLETS_VERSION, {}, suffix=".tar"),
         )

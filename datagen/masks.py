@@ -16,10 +16,11 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, Self
 from pydantic import Field, model_validator
 
 from datagen.config import Dtype, Execution, StageConfig
+from datagen.identity import model_identity
 from shards.files import read_tar_records
 from shards.markers import Marker
 from shards.memory import in_batches
-from shards.stage import ShardPlan
+from shards.stage import ShardPlan, StageSpec
 from shards.triplets import IMAGE, MASK, RECORD
 
 if TYPE_CHECKING:
@@ -94,6 +95,12 @@ class MaskCutter(Protocol):
 
     def cut(self, images: Sequence[Image], boxes: Sequence[Box]) -> list[ProposedMasks]:
         """Proposals in the order of the images (RGB), masks of the images' sizes."""
+
+
+def mask_stage(config: MasksConfig) -> StageSpec:
+    """The mask stage by these settings, of whichever images; raises FileNotFoundError for a missing model."""
+    models = {role: model_identity(place, f"masks.{role}") for role, place in config.locations().items()}
+    return StageSpec("masks", MASKS_VERSION, config.content(), models, ".tar")
 
 
 def check_packages(config: MasksConfig) -> None:

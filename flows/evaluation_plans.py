@@ -10,7 +10,7 @@ from types import MappingProxyType
 from typing import Any
 
 from datagen.identity import model_identity
-from datagen.masks import MASKS_VERSION
+from datagen.masks import mask_stage
 from dreamcache.dreambooth.cases import load_benchmark
 from dreamcache.dreambooth.config import EvaluationConfig
 from dreamcache.dreambooth.evaluation import Evaluation
@@ -19,7 +19,6 @@ from dreamcache.held_out import enough_held_out
 from flows.profiles import DrawnBenchmark, Profile, miniature_checkpoints
 from flows.steps import Step, recipe
 from shards.markers import checked_marker
-from shards.stage import StageSpec
 from shards.triplets import TripletShards, triplet_paths
 
 BENCHMARK_VERSION = 1
@@ -90,7 +89,7 @@ def evaluation_of_adapters(
         **ip_adapter_model(profile, config),
     }
     unmasked = not all(subject.mask(image) for subject in benchmark.subjects for image in subject.images)
-    stage = mask_stage(profile) if config.masked_metrics or unmasked else None
+    stage = mask_stage(profile.dataset.masks) if config.masked_metrics or unmasked else None
     return Evaluation(folder, benchmark, config, models, stage, real_folder=run / REAL, attention=attention)
 
 
@@ -106,13 +105,6 @@ def ip_adapter_model(profile: Profile, config: EvaluationConfig) -> dict[str, st
     if profile.ip_adapter is None:
         raise ValueError("the variant ip-adapter needs one: --set ip_adapter=h94/IP-Adapter, or its local folder")
     return {"ip_adapter": model_identity(profile.ip_adapter, "ip_adapter")}
-
-
-def mask_stage(profile: Profile) -> StageSpec:
-    """The dataset's mask stage, for the benchmark's images and those sampled for it."""
-    config = profile.dataset.masks
-    models = {role: model_identity(place, f"masks.{role}") for role, place in config.locations().items()}
-    return StageSpec("masks", MASKS_VERSION, config.content(), models, ".tar")
 
 
 def evaluations(profile: Profile) -> list[str]:

@@ -6,6 +6,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from datagen.masks import mask_stage
 from dreamcache.dreambooth.cases import load_benchmark
 from dreamcache.dreambooth.evaluation import Evaluation
 from dreamcache.dreambooth.given import given_images
@@ -15,7 +16,6 @@ from flows.evaluation_plans import (
     benchmark_step,
     embedder_models,
     evaluation_of_adapters,
-    mask_stage,
     scored_step,
     shard_changes,
 )
@@ -64,7 +64,7 @@ class Given:
         config = config.model_copy(update={"variants": ("given",)})
         cases = benchmark.cases(config.images_per_prompt, config.seed, config.subjects, config.prompts)
         images = given_images(Path(self.images), cases)
-        stage = mask_stage(profile) if config.masked_metrics else None
+        stage = mask_stage(profile.dataset.masks) if config.masked_metrics else None
         return Evaluation(folder, benchmark, config, embedder_models(profile), stage, images, run / REAL)
 
     def remaining(self, profile: Profile, run: Path) -> list[str]:
