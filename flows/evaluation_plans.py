@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -65,8 +66,8 @@ def evaluation_of(profile: Profile, run: Path, name: str) -> Evaluation:
         config = config.model_copy(update={"variants": variants})
     elif name.startswith(SWEEP):
         config = profile.sweep.configured(config, name.removeprefix(SWEEP))
-    attention = ATTENTION_PICTURES if name == TRAINED else 0
-    return evaluation_of_adapters(profile, run, run / name, config, adapters_of(profile, run, name), attention)
+    found = evaluation_of_adapters(profile, run, name, config, adapters_of(profile, run, name))
+    return replace(found, attention=ATTENTION_PICTURES) if name == TRAINED else found
 
 
 def adapters_of(profile: Profile, run: Path, name: str) -> str:
@@ -78,9 +79,9 @@ def adapters_of(profile: Profile, run: Path, name: str) -> str:
 
 
 def evaluation_of_adapters(
-    profile: Profile, run: Path, folder: Path, config: EvaluationConfig, adapters: str, attention: int = 0
+    profile: Profile, run: Path, name: str, config: EvaluationConfig, adapters: str
 ) -> Evaluation:
-    """The evaluation, in a folder of its own, of adapters wherever they lie; `attention` as `Evaluation` has it."""
+    """The evaluation, in the run's folder of that name, of adapters wherever they lie."""
     benchmark = load_benchmark(benchmark_folder(profile, run))
     models = {
         "backbone": model_identity(profile.backbone, "backbone"),
@@ -90,7 +91,7 @@ def evaluation_of_adapters(
     }
     unmasked = not all(subject.mask(image) for subject in benchmark.subjects for image in subject.images)
     stage = mask_stage(profile.dataset.masks) if config.masked_metrics or unmasked else None
-    return Evaluation(folder, benchmark, config, models, stage, real_folder=run / REAL, attention=attention)
+    return Evaluation(run / name, benchmark, config, models, stage, real_folder=run / REAL)
 
 
 def embedder_models(profile: Profile) -> dict[str, str]:

@@ -56,7 +56,7 @@ class Given:
         """Its evaluation; the benchmark must be there. Raises for images that are not the very images of the cases."""
         folder = run / self.label
         if self.adapters is not None:
-            return evaluation_of_adapters(profile, run, folder, profile.evaluation, self.adapters)
+            return evaluation_of_adapters(profile, run, self.label, profile.evaluation, self.adapters)
         benchmark, config = load_benchmark(benchmark_folder(profile, run)), profile.evaluation
         if self.images is None:
             config = config.model_copy(update={"variants": (), "subjects": None, "masked_metrics": False})
