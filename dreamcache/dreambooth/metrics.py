@@ -162,7 +162,7 @@ def paired_difference(
 def _sums(labels: Sequence[str], *columns: NDArray[np.float64]) -> list[NDArray[np.float64]]:
     """Each column's sums by label, in order of label, so that an interval does not depend on the order of rows."""
     names, index = np.unique(np.asarray(labels), return_inverse=True)
-    return [np.bincount(index, column, len(names)) for column in columns]
+    return [np.bincount(index, column, len(names)).astype(np.float64, copy=False) for column in columns]
 
 
 def _unit(embeddings: Array) -> NDArray[np.float64]:
