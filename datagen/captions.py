@@ -229,8 +229,11 @@ def run(
         prompts = [render_request([request for _, _, request in group], config.reply) for group in batch]
         return captioner.write(prompts, [derived_seed(group[0][1], "caption") for group in batch])
 
+    def written(done: int, _: int) -> None:
+        report(min(done * together, count), count)
+
     with plan.writing(execution, records_in=count) as out:
-        for batch, replies in in_batches(groups, execution, write, lambda done, _: report(done * together, count)):
+        for batch, replies in in_batches(groups, execution, write, written):
             for group, reply in zip(batch, replies, strict=True):
                 texts = split_reply(reply, len(group), config.reply)
                 for (key, seed, request), raw in zip(group, texts, strict=True):
