@@ -78,7 +78,7 @@ class FeatureCache:
 
         Where a different number of references was joined, they are repeated, which changes no result: attention to
         tokens that all come twice is attention to them once. ValueError if the caches come from different backbones,
-        layers, timesteps or image sizes.
+        layers, timesteps or image sizes, or some were made with text and some without.
         """
         if not caches:
             raise ValueError("there is no feature cache to stack")
@@ -91,12 +91,14 @@ class FeatureCache:
                 cache.backbone_identity == first.backbone_identity
                 and cache.settings.get("timestep") == first.settings.get("timestep")
                 and cache.features.keys() == first.features.keys()
+                and any(cache.settings.get("prompt") or "") == any(first.settings.get("prompt") or "")
             )
             for name in features if same_origin else ():
                 features[name].append(cache.features[name].repeat(1, 1, 1, common // count))
             if not same_origin or any(tensors[-1].shape[1:] != tensors[0].shape[1:] for tensors in features.values()):
                 raise ValueError(
-                    "feature caches of different backbones, layers, timesteps or image sizes cannot be stacked"
+                    "feature caches of different backbones, layers, timesteps or image sizes, or with and without "
+                    "text, cannot be stacked"
                 )
         settings = {**first.settings, "joined": common} if common > 1 else first.settings
         return cls({name: torch.cat(tensors) for name, tensors in features.items()}, first.backbone_identity, settings)

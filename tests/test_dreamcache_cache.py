@@ -48,6 +48,7 @@ def test_joined_references_are_attended_to_together(backbone, adapters):
     torch.testing.assert_close(
         latents(backbone, adapters, twice, ["a cat"], CONFIG, [1]), results[1], rtol=1e-3, atol=1e-3
     )
+    assert FeatureCache.stack([both, both]).joined().settings["joined"] == 4
 
 
 def test_subjects_of_different_numbers_of_references_share_a_batch(backbone, adapters):
@@ -72,8 +73,16 @@ def test_text_and_timestep_of_the_cache_are_used_and_recorded(backbone):
     assert not torch.allclose(late.features[MID], plain.features[MID], atol=1e-3)
     assert not torch.allclose(told.features[MID][:1], plain.features[MID], atol=1e-5)
     torch.testing.assert_close(told.features[MID][1:], plain.features[MID], rtol=1e-4, atol=1e-4)
-    with pytest.raises(ValueError, match="different backbones, layers, timesteps"):
-        FeatureCache.stack([plain, late])
+    others = (
+        late,
+        told,
+        FeatureCache(plain.features, "0" * 64, plain.settings),
+        FeatureCache({MID: plain.features[MID].repeat(1, 1, 2, 2)}, backbone.identity, plain.settings),
+        FeatureCache({"down_blocks.0.attentions.1": plain.features[MID]}, backbone.identity, plain.settings),
+    )
+    for other in others:
+        with pytest.raises(ValueError, match="different backbones, layers, timesteps or image sizes"):
+            FeatureCache.stack([plain, other])
     assert set(cache_reference(backbone, cutout("red"), layers=("mid",)).features) == {MID}
 
 
@@ -104,9 +113,11 @@ def test_wrong_references_are_named(backbone):
         ([], {}, "at least one"),
         ("cat.png", {}, "PIL.Image.open"),
         (torch.zeros(3, 64, 64), {}, r"\(R, 3, H, W\), not \(3, 64, 64\)"),
+        (torch.zeros(0, 3, 64, 64), {}, r"\(R, 3, H, W\), not \(0, 3, 64, 64\)"),
         (cutout("red"), {"layers": ["mid_block.attention.0"]}, "no spatial transformer 'mid_block.attention.0'"),
         (cutout("red"), {"layers": []}, "no layer of the U-Net"),
         (cutout("red"), {"timestep": 1000}, "timestep is 1000; the backbone has 0 to 999"),
+        (cutout("red"), {"timestep": -1}, "timestep is -1; the backbone has 0 to 999"),
         (cutout("red"), {"prompt": ["a", "b"]}, "1 references need one prompt or as many, not 2"),
     ):
         with pytest.raises(ValueError, match=message):
