@@ -3,7 +3,7 @@
 import pytest
 
 from dreamcache.ablations import Finding
-from dreamcache.dreambooth.findings import Difference, judge, paired, shown
+from dreamcache.dreambooth.findings import Difference, judge, over_seeds, paired, shown
 
 FINDING = Finding("layers", "more beat fewer", ("dino",), (("all", "some"), ("some", "one")))
 
@@ -50,9 +50,32 @@ def test_seeds_that_disagree_show_nothing() -> None:
     assert paired({5: rows(0.1)}, plain) == {}
 
 
+def test_a_difference_counts_as_it_is_read_and_by_every_seed() -> None:
+    beyond = {"clusters": 8, "low": 0.0006, "high": 0.02, "by_seed": [0.01, 0.02]}
+    below = {"clusters": 8, "low": -0.02, "high": -0.0006, "by_seed": [-0.01, -0.02]}
+    assert (shown(beyond), shown(below)) == (1, -1)
+    assert shown(beyond | {"low": 0.0004}) == shown(below | {"high": -0.0004}) == 0, "0.000, as it is read"
+    assert shown(beyond | {"by_seed": [0.02, -0.001]}) == shown(below | {"by_seed": [-0.02, 0.001]}) == 0
+
+
+def test_scores_are_averaged_over_cases_that_every_seed_has() -> None:
+    first, second = rows(0.0), rows(0.2)
+    second[1]["dino"] = None
+    averaged = over_seeds([first, second[:-1]])
+    assert [row["case"] for row in averaged] == [row["case"] for row in first[:-1]]
+    assert averaged[0]["dino"] == pytest.approx(first[0]["dino"] + 0.1) and averaged[1]["dino"] is None
+    assert [row["case"] for row in over_seeds([second[:-1], first])] == [row["case"] for row in first[:-1]]
+    more = [row | {"dinov2": 0.4} for row in first]  # as where one seed was scored by a further model
+    assert all(row["dinov2"] is None for row in over_seeds([more, first]))
+    assert paired({0: more, 1: first}, {0: more, 1: more}).keys() == {"dino", "clip_i", "clip_t"}
+
+
 def test_few_subjects_show_nothing() -> None:
     changes = {
         subjects: paired({0: rows(0.1, subjects=subjects)}, {0: rows(0.0, subjects=subjects)})["dino"]
         for subjects in (1, 5, 6)
     }
     assert changes[5]["low"] > 0.09 and [shown(change) for change in changes.values()] == [0, 0, 1]
+    pairs = [[row | {"palette_group": int(row["subject"][1:]) // 2} for row in rows(shift)] for shift in (0.1, 0.0)]
+    alike = paired({0: pairs[0]}, {0: pairs[1]})["dino"]
+    assert (alike["groups"], alike["clusters"]) == (8, 4) and alike["low"] > 0.09 and shown(alike) == 0

@@ -23,7 +23,9 @@ def over_seeds(rows_by_seed: Sequence[Sequence[Row]]) -> list[Row]:
     for row in rows_by_seed[0]:
         same = [rows[row["case"]] for rows in by_case if row["case"] in rows]
         if len(same) == len(by_case):
-            averaged.append(row | {metric: _mean([one[metric] for one in same]) for metric in METRICS if metric in row})
+            averaged.append(
+                row | {metric: _mean([one.get(metric) for one in same]) for metric in METRICS if metric in row}
+            )
     return averaged
 
 
