@@ -79,6 +79,30 @@ def test_intervals_are_of_subjects_repeatable_and_of_the_right_width():
     assert 0.88 <= covered / 200 <= 0.99
 
 
+def test_few_subjects_widen_the_interval_as_student_s_t_does():
+    values = np.random.default_rng(4).normal(size=6)
+    result = estimate(values, [str(number) for number in range(6)])
+    expected = 2.571 * values.std(ddof=1) / math.sqrt(6)
+    assert 0.9 < (result.high - result.low) / 2 / expected < 1.1
+
+
+def test_an_interval_is_that_of_the_mean_where_subjects_weigh_differently():
+    generator = np.random.default_rng(5)
+    counts = [1] * 30 + [30] * 30
+    level = np.concatenate([generator.normal(10, 0.1, 30), generator.normal(0, 0.1, 30)])  # the light ones lie far off
+    values = np.repeat(level, counts)
+    subjects = [f"s{number:02d}" for number, count in enumerate(counts) for _ in range(count)]
+    by_image, by_weight = estimate(values, subjects), estimate(level, sorted(set(subjects)), weights=counts)
+    assert by_image.low < by_image.mean < by_image.high < 1 < by_image.subject_mean
+    assert (by_weight.mean, by_weight.low, by_weight.high) == pytest.approx(
+        (by_image.mean, by_image.low, by_image.high), rel=1e-9
+    )  # fmt: skip
+    cases = {subject: subject for subject in subjects}
+    scores, weights = (dict(zip(sorted(cases), column, strict=True)) for column in (level, counts))
+    paired = paired_difference(scores, dict.fromkeys(cases, 0.0), cases, weights, seed=7)
+    assert paired == estimate(level, sorted(cases), weights=counts, seed=7)
+
+
 def test_subjects_that_are_alike_are_drawn_together():
     generator = np.random.default_rng(3)
     palettes = np.repeat(generator.normal(size=30), 2)
@@ -171,6 +195,27 @@ def test_all_references_mean_over_pairs_and_over_subjects():
     assert summary["variants"]["adapters"]["overall"]["clip_t"]["mean"] == pytest.approx(0.25)
 
 
+def test_each_metric_counts_by_the_pairs_that_it_is_a_mean_of():
+    """All-references: a masked score by the real images whose subject was found, diversity like CLIP-T by the image."""
+    rows = make_rows("adapters", 0.0, "all-references")
+    for row in rows:
+        number = int(row["subject"][1])
+        row |= {"mdino": row["dino"], "masked_references": 4 - number, "diversity": 0.1 * number}
+    zeros = [row | {"dino": 0.0, "mdino": 0.0, "diversity": 0.0, "variant": "no-adapters"} for row in rows]
+    for found in (summarize(rows)["variants"]["adapters"]["overall"], compare(rows, zeros)["overall"]):
+        assert found["dino"]["mean"] == pytest.approx((0.1 * 2 + 0.2 * 3 + 0.3 * 4) / 10)
+        assert found["mdino"]["mean"] == pytest.approx((0.1 * 3 + 0.2 * 2 + 0.3 * 1) / 10)
+        assert found["diversity"]["mean"] == pytest.approx(0.15)
+
+
+def test_dinov2_of_different_models_is_left_out_of_a_comparison():
+    rows = [row | {"dinov2": 0.5} for row in make_rows("adapters", 0.3)]
+    models = rows[0]["models"]
+    same, other = ([row | {"models": {**models, "dinov2": name}} for row in rows] for name in ("v" * 64, "w" * 64))
+    assert "dinov2" in compare(same, same)["overall"]
+    assert compare(same, other)["overall"].keys() == {"dino", "clip_i", "clip_t"}
+
+
 def test_what_does_not_compare_is_refused():
     first = make_rows("adapters", 0.3)
     for change, message in [
@@ -178,6 +223,8 @@ def test_what_does_not_compare_is_refused():
         ({"benchmark": "other"}, "two values of benchmark"),
         ({"seed": 99}, "two values of seed"),
         ({"models": {"dino": "x" * 64, "clip": "c" * 64}}, "two values of dino model"),
+        ({"models": {"dino": "d" * 64, "clip": "x" * 64}}, "two values of clip model"),
+        ({"preprocessing": {"clip": "another"}}, "two values of clip preprocessing"),
         ({"case": "s0-0-0"}, "twice"),
         ({"case": None, "subject": "other"}, "twice"),
     ]:
@@ -192,7 +239,8 @@ def test_what_does_not_compare_is_refused():
         summarize([*first, *make_rows("no-adapters", 0.2, models={"dino": "x" * 64})])
     with pytest.raises(ValueError, match="two dino models"):
         summarize(first, make_rows("real", 0.9, models={"dino": "x" * 64}))
-    with pytest.raises(ValueError, match="two values of benchmark"):
-        summarize(first, make_rows("real", 0.9, benchmark="other"))
+    for name in ("benchmark", "digests", "preprocessing"):
+        with pytest.raises(ValueError, match=f"two values of {name}"):
+            summarize(first, make_rows("real", 0.9, **{name: "other"}))
     with pytest.raises(ValueError, match="no rows"):
         summarize([])
