@@ -5,6 +5,7 @@ import json
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -127,6 +128,18 @@ def test_the_wrong_reference_is_of_the_class_and_shares_no_palette(tiny, dreambo
     benchmark = load_benchmark(tiny)
     wrong = {subject.name: benchmark.wrong_reference(subject).name for subject in benchmark.subjects}
     assert wrong == {"cup_0": "cup_2", "cup_1": "cup_2", "cup_2": "cup_0", "cat": "cup_0"}
+    cup, twin, _, cat = benchmark.subjects
+    dog, stranger = replace(cat, name="dog", class_word="dog"), replace(cup, name="mug", class_word="mug")
+    for others, expected in (
+        ((twin, dog), twin),  # of the class, though of its palette
+        ((dog, replace(stranger, palette_group=cup.palette_group)), stranger),  # of the kind, live or object
+        ((dog,), dog),
+    ):
+        assert replace(benchmark, subjects=(cup, *others)).wrong_reference(cup).name == expected.name
+    first, second = replace(cat, name="a", palette_group=None), replace(cat, name="b", palette_group=None)
+    assert replace(benchmark, subjects=(cat, first, second)).wrong_reference(cat) == first, "no palette, none shared"
+    with pytest.raises(ValueError, match="the only subject is cat; a wrong reference needs a second"):
+        replace(benchmark, subjects=(cat,)).wrong_reference(cat)
     benchmark = load_benchmark(dreambooth, verify=False)
     for subject in benchmark.subjects:
         other = benchmark.wrong_reference(subject)
@@ -174,6 +187,10 @@ def test_malformed_prompts_and_tables_are_named(tiny):
         (tiny / "subjects.json").write_text(json.dumps(table | {"subjects": entries}))
         with pytest.raises(ValueError, match=message):
             load_benchmark(tiny)
+    other_prompts = {"object": ["a {class}"], "live": ["a {class}"]}
+    (tiny / "subjects.json").write_text(json.dumps(table | {"prompts": other_prompts}))
+    with pytest.raises(ValueError, match="the prompts differ from those of the subject table"):
+        load_benchmark(tiny)
     (tiny / "subjects.json").write_text('{"benchmark": "x"}')
     with pytest.raises(ValueError, match="'subjects' is missing"):
         load_benchmark(tiny)
