@@ -94,6 +94,54 @@ def test_augmentation_is_seeded_and_keeps_the_subject_large():
     assert np.std(flips) > 5
 
 
+def test_augmentation_draws_what_the_paper_says():
+    """Three hundred draws of a square, red to the left and blue to the right, against what is documented of them."""
+    image, side, many = Image.new("RGB", (20, 20), "red"), 40, 300
+    image.paste("blue", (10, 0, 20, 20))
+    fills, places, flipped, plain_colours, hues, lost = [], [], [], [], [], []
+    for seed in range(many):
+        augmented = augment_reference(image, Image.new("L", image.size, 255), side, np.random.default_rng(seed))
+        pixels = np.asarray(augmented, dtype=int)
+        subject = pixels.min(axis=2) < 128
+        left, top, right, bottom = subject_box(augmented)
+        edge = max(right - left, bottom - top)
+        lost.append(edge**2 - subject.sum())
+        if lost[-1] == 0:  # nothing is erased of it
+            fills.append(edge / side)
+            places += [(left / (side - edge), top / (side - edge))] if edge <= side - 6 else []
+        redness = np.where(subject, pixels[..., 0] - pixels[..., 2], 0)
+        flipped.append(np.nonzero(redness > 100)[1].mean() > np.nonzero(redness < -100)[1].mean())
+        plain_colours.append((pixels == (255, 0, 0)).all(axis=2).any())
+        if not plain_colours[-1]:
+            hue = np.asarray(augmented.convert("HSV"), dtype=int)[..., 0][redness > 100]
+            hues.append(np.median((hue + 128) % 256 - 128))  # of red it is 0
+    assert 0.68 < min(fills) < 0.73 and 0.97 < max(fills) <= 1
+    for shares in zip(*places, strict=True):
+        assert min(shares) < 0.1 and max(shares) > 0.9
+    assert 0.4 < np.mean(flipped) < 0.6
+    assert 0.85 < np.mean(plain_colours) < 0.95, "colours are jittered with p = 0.1"
+    assert 6 < np.abs(hues).max() <= 15, "by up to 0.05 of the 256 hues"
+    assert 0.3 < np.mean(np.array(lost) > 0) < 0.42, "erased with p = 0.4, now and then beside the subject"
+    assert 0.15 < max(lost) / side**2 < 0.27, "up to a quarter of the image"
+
+
+def test_mask_and_subject_are_flipped_together():
+    image, mask = Image.new("RGB", (40, 40), "black"), Image.new("L", (40, 40), 0)
+    for picture, colour in ((image, "red"), (mask, 255)):
+        ImageDraw.Draw(picture).polygon(((4, 4), (35, 35), (4, 35)), fill=colour)
+    for seed in range(12):
+        augmented = np.asarray(augment_reference(image, mask, 64, np.random.default_rng(seed)))
+        assert augmented[..., 0].min() > 150, "none of the black ground"
+
+
+def test_a_photo_s_rotation_is_obeyed():
+    image, _ = scene()
+    exif, content = Image.Exif(), io.BytesIO()
+    exif[0x0112] = 6  # orientation: to be turned by 90 degrees
+    image.save(content, "PNG", exif=exif)
+    assert reference_image(Image.open(content), size=64) == reference_image(image.rotate(-90, expand=True), size=64)
+
+
 def test_tensors_span_minus_one_to_one():
     tensor = to_tensor(Image.fromarray(np.array([[[0, 128, 255]]], dtype=np.uint8)))
     assert tensor.shape == (3, 1, 1) and tensor.flatten().tolist() == pytest.approx([-1, 0.0039, 1], abs=1e-3)
