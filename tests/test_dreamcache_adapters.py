@@ -112,6 +112,29 @@ def test_every_adapter_tensor_moves_within_three_steps(unet):
     assert [name for name, tensor in adapters.tensors().items() if torch.equal(tensor, before[name])] == []
 
 
+def test_fresh_weights_are_drawn_by_the_seed_in_a_linear_layer_s_range(unet):
+    one, again, other = (AdapterSet.for_unet(unet, DEFAULT_LAYERS[1:2], seed=seed).tensors() for seed in (3, 3, 4))
+    assert all(torch.equal(tensor, again[name]) for name, tensor in one.items())
+    drawn = {f"{DEFAULT_LAYERS[1]}.{name}" for name in ("to_q.weight", "to_k.weight", "to_v.weight", "to_out.weight")}
+    assert {name for name, tensor in one.items() if not torch.equal(tensor, other[name])} == {
+        *drawn, f"{DEFAULT_LAYERS[1]}.to_out.bias"
+    }  # fmt: skip
+    for name in drawn:
+        assert 0.95 < float(one[name].abs().max()) * one[name].shape[1] ** 0.5 <= 1
+
+
+def test_a_cache_in_float32_serves_a_unet_in_bfloat16(unet):
+    adapters, cache, strength = moved_adapters(unet), cache_of(unet), torch.tensor([1.0, 0.5])
+    rounded, (sample, timesteps, text) = tiny_unet().to(torch.bfloat16), inputs()
+    with conditioned(rounded, adapters, cache, strength):
+        found = predict(rounded, sample.bfloat16(), timesteps, text.bfloat16())
+    plain = predict(unet, sample, timesteps, text)
+    with conditioned(unet, adapters, cache, strength):
+        expected = predict(unet, sample, timesteps, text)
+    assert found.dtype == torch.bfloat16
+    assert (found.float() - expected).abs().mean() < 0.1 * (plain - expected).abs().mean()
+
+
 def test_saved_adapters_load_equal(unet, tmp_path):
     adapters = moved_adapters(unet)
     adapters.save_pretrained(tmp_path / "adapters")
@@ -148,3 +171,21 @@ def test_wrong_layers_files_and_nesting_are_named(unet, tmp_path):
             pass
     with pytest.raises(ValueError, match="lacks the layer"), conditioned(unet, adapters, other):
         pass
+    with pytest.raises(ValueError, match=r"strength must be a number or have the shape \(B,\), not \(2, 1\)"):
+        with conditioned(unet, adapters, cache, torch.ones(2, 1)):
+            pass
+
+
+def test_unets_that_do_not_fit_are_named(unet):
+    adapters, cache = AdapterSet.for_unet(unet, DEFAULT_LAYERS[:1]), cache_of(unet)
+    with pytest.raises(ValueError, match=r"do not fit this U-Net: mid_block.attentions.0 is .*heads=4\) in it, not"):
+        with conditioned(tiny_unet(attention_head_dim=4), adapters, cache):
+            pass
+    narrow = FeatureCache({DEFAULT_LAYERS[0]: cache.features[DEFAULT_LAYERS[0]][:, :16]})
+    with pytest.raises(ValueError, match="has 16 channels: made for another U-Net"):
+        with conditioned(unet, adapters, narrow):
+            pass
+    with pytest.raises(ValueError, match=r"mid_block.attentions.0 has 2 transformer blocks"):
+        AdapterSet.for_unet(tiny_unet(transformer_layers_per_block=2))
+    with pytest.raises(ValueError, match="no spatial transformer with plain self-attention"):
+        AdapterSet.for_unet(tiny_unet(only_cross_attention=True))

@@ -145,12 +145,18 @@ def test_another_timestep_and_a_damaged_configuration_are_named(unet, cache, tmp
             pass
     with conditioned(unet, adapters, FeatureCache(cache.features, settings={"timestep": 300})):
         pass
-    with pytest.raises(ValueError, match="these adapters read the subject's noun"):
-        adapters.cache_settings()
+    for without in ("", ["red teapot", ""]):
+        with pytest.raises(ValueError, match="these adapters read the subject's noun"):
+            adapters.cache_settings(without)
     textless = FeatureCache(cache.features, settings={"timestep": 300, "prompt": ""})
     with pytest.raises(ValueError, match="made without text, the adapters were trained with caches with"):
         with conditioned(unet, adapters, textless):
             pass
+    for text in ("a teapot", ["", "a teapot"]):
+        told = FeatureCache(cache.features, settings={"timestep": 1, "prompt": text})
+        with pytest.raises(ValueError, match="made with text, the adapters were trained with caches without"):
+            with conditioned(unet, AdapterSet.for_unet(unet, LAYERS), told):
+                pass
     adapters.save_pretrained(tmp_path)
     config = (tmp_path / "config.json").read_text()
     (tmp_path / "config.json").write_text(config.replace("spatial_concat", "temporal_sum"))

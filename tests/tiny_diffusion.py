@@ -1,6 +1,7 @@
 """A very small Stable Diffusion with random weights, in SD 1.5's block layout, as a diffusers folder."""
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
@@ -16,13 +17,14 @@ def tiny_tokenizer(max_length: int = 16) -> CLIPTokenizer:
 
 
 def tiny_unet(
-    latent_channels: int = 4, latent_size: int = 8, text_width: int = 16, seed: int = 0
+    latent_channels: int = 4, latent_size: int = 8, text_width: int = 16, seed: int = 0, **others: Any
 ) -> UNet2DConditionModel:
     """A U-Net of channels 16, 32, 32, 32 with 2 heads: its layers bear SD 1.5's names."""
     torch.manual_seed(seed)
+    options = {"attention_head_dim": 2, **others}
     return UNet2DConditionModel(
         sample_size=latent_size, in_channels=latent_channels, out_channels=latent_channels,
-        block_out_channels=(16, 32, 32, 32), cross_attention_dim=text_width, attention_head_dim=2, norm_num_groups=8,
+        block_out_channels=(16, 32, 32, 32), cross_attention_dim=text_width, norm_num_groups=8, **options,
     ).eval()  # fmt: skip
 
 
