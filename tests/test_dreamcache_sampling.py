@@ -67,13 +67,14 @@ def test_plain_sampling_equals_the_diffusers_pipeline(folder, backbone, schedule
     pipeline.set_progress_bar_config(disable=True)
     prompts, seeds = ["a cat", "a red car"], [3, 4]
     theirs = pipeline(
-        prompts, num_inference_steps=3, guidance_scale=7.5, output_type="latent",
+        prompts, num_inference_steps=3, guidance_scale=7.5, output_type="latent", eta=0.3,
         generator=[torch.Generator().manual_seed(seed) for seed in seeds],
     ).images  # fmt: skip
-    ours = latents(
-        backbone, None, None, prompts, CONFIG, seeds, scheduler=scheduler_class.from_config(backbone.scheduler.config)
-    )
+    config, scheduler = SamplingConfig(steps=3, eta=0.3), scheduler_class.from_config(backbone.scheduler.config)
+    ours = latents(backbone, None, None, prompts, config, seeds, scheduler=scheduler)
     torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
+    if scheduler_class is DDIMScheduler:  # eta is its alone
+        assert not torch.allclose(latents(backbone, None, None, prompts, CONFIG, seeds), theirs, atol=1e-2)
 
 
 @pytest.mark.parametrize("guidance", ["combined", "joint"])
@@ -124,11 +125,16 @@ def test_subjects_and_plain_rows_share_a_batch(backbone, adapters):
 def test_batches_and_progress(backbone, adapters):
     cache = cache_reference(backbone, [cutout("red"), cutout("blue"), cutout("green")])
     seen: list[tuple[int, int]] = []
+    prompts, strength = ["a", "b", "c"], [1.0, 1.0, 0.0]
     small = sample_images(
-        backbone, adapters, cache, ["a", "b", "c"], CONFIG, batch_size=2, progress=lambda *step: seen.append(step)
-    )
-    large = sample_images(backbone, adapters, cache, ["a", "b", "c"], CONFIG)
+        backbone, adapters, cache, prompts, CONFIG, strength=strength, batch_size=2,
+        progress=lambda *step: seen.append(step),
+    )  # fmt: skip
+    large = sample_images(backbone, adapters, cache, prompts, CONFIG, strength=strength)
     assert max(map(difference, small, large)) <= 1
+    pixels = backbone.decode_latents(latents(backbone, adapters, cache, prompts, CONFIG, [0, 1, 2], strength)) * 255
+    shown = torch.from_numpy(np.stack([np.asarray(image) for image in large])).permute(0, 3, 1, 2)
+    assert (shown - pixels).abs().max() <= 0.5 + 1e-3, "rounded to the nearest value"
     assert seen == [(step, 6) for step in range(1, 7)]
     assert small[0].size == (64, 64) and small[0].mode == "RGB"
 
@@ -177,6 +183,11 @@ def test_wrong_inputs_are_named(backbone, adapters, tmp_path):
     foreign = FeatureCache(cache.features, "0" * 64)
     with pytest.raises(ValueError, match="another backbone"):
         sample_images(backbone, adapters, foreign, ["a", "b"], CONFIG)
+    others = AdapterSet.for_unet(backbone.unet, backbone_identity="0" * 64)
+    with pytest.raises(ValueError, match="these adapters belong to the backbone 000000000000"):
+        sample_images(backbone, others, None, ["a", "b"], CONFIG)
+    with pytest.raises(ValueError, match="batch_size must be at least 1, not -1"):
+        sample_images(backbone, adapters, None, ["a"], CONFIG, batch_size=-1)
     with pytest.raises(FileNotFoundError, match=r"local folder in diffusers' layout.*https://huggingface.co.*HF_TOKEN"):
         load_backbone(tmp_path / "nothing")
 
