@@ -4,13 +4,16 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from test_dreamcache_adapters import moved_adapters
 from tiny_diffusion import save_tiny_stable_diffusion
 from tiny_triplets import write_tiny_triplets
 
 from dreamcache.adapters import AdapterSet
 from dreamcache.backbone import load_backbone
+from dreamcache.cache import FeatureCache, collect_features
+from dreamcache.conditioning import conditioned
 from dreamcache.configs import LossWeights, TrainingConfig
-from dreamcache.objective import training_loss
+from dreamcache.objective import training_loss, weighted_losses
 from dreamcache.training_data import TrainingData, collate, store_latents
 from dreamcache.validation import held_out_triplets, prepare_validation, target_mask
 from shards.triplets import TripletShards
@@ -38,6 +41,38 @@ def test_losses_of_v_prediction_and_min_snr(paths, backbone, tmp_path):
             float(training_loss(one, adapters, batch, null_text, LossWeights(gamma)).detach()) for gamma in (None, 0.01)
         )
         assert 0 < weighted < plain
+    latents, noise = torch.randn(2, 3, *v.latent_shape, generator=torch.Generator().manual_seed(0))
+    timesteps, mask = torch.tensor([3, 300, 990]), batch["mask"][:3]
+    velocity = v.training_target(latents, noise, timesteps)
+    torch.testing.assert_close(velocity, v.scheduler.get_velocity(latents, noise, timesteps))
+    snr = v.alphas_cumprod[timesteps] / (1 - v.alphas_cumprod[timesteps])
+    # In v an error of the predicted latents counts SNR + 1 times, min(SNR, gamma) times as weighted.
+    expected = velocity.square().mean((1, 2, 3)) * snr.clamp(max=5.0) / (snr + 1)
+    torch.testing.assert_close(weighted_losses(v, velocity, timesteps, mask, LossWeights(5.0)), expected)
+
+
+@torch.no_grad()
+def test_the_loss_is_that_of_its_rows_written_out(paths, backbone):
+    """Row by row: each with its own noise and text, its reference with its own noise, at the adapters' timestep."""
+    ablation = {"cache_timestep": 150, "cache_prompt": "a photo of a {subject}"}
+    adapters = moved_adapters(backbone.unet, **ablation)
+    config = CONFIG.model_copy(update={"adapters": adapters.config})
+    data = TrainingData(TripletShards(paths), config, backbone, None)
+    rows, at = [data[number] | {"drop_caption": number % 2 == 0} for number in range(4)], torch.tensor([150])
+    assert {row["subject"] for row in rows} == {"disc", "ball"}
+    losses = []
+    for row in rows:
+        reference, noun = backbone.encode_images(row["reference"][None]), f"a photo of a {row['subject']}"
+        noisy = backbone.add_noise(reference, row["reference_noise"][None], at)
+        features = collect_features(backbone.unet, noisy, at, backbone.encode_prompts([noun]), adapters.cached_layers)
+        timestep = torch.tensor([row["timestep"]])
+        noisy = backbone.add_noise(backbone.encode_images(row["target"][None]), row["noise"][None], timestep)
+        text = backbone.encode_prompts(["" if row["drop_caption"] else row["caption"]])
+        with conditioned(backbone.unet, adapters, FeatureCache(features)):
+            predicted = backbone.unet(noisy, timestep, encoder_hidden_states=text).sample
+        losses.append(float((predicted - row["noise"]).square().mean()))
+    loss = float(training_loss(backbone, adapters, collate(rows), backbone.encode_prompts([""])))
+    assert loss == pytest.approx(np.mean(losses), rel=1e-5)
 
 
 def test_a_subject_counts_as_much_more_as_its_weight_says(paths, backbone):
