@@ -1,3 +1,4 @@
+import copy
 import csv
 import os
 import shutil
@@ -233,8 +234,14 @@ def test_what_cannot_go_on_is_named(backbone, paths, undisturbed, place, tmp_pat
         train_adapters(backbone, paths, CONFIG.model_copy(update={"dtype": "bfloat16"}), tmp_path)
     with pytest.raises(FileNotFoundError):
         train_adapters(backbone, [tmp_path / "00000.tar"], CONFIG, tmp_path)
+    other = copy.copy(backbone)
+    other.__dict__["identity"] = "0" * 64
+    with pytest.raises(ValueError, match="the backbone is another"):
+        train_adapters(other, paths, CONFIG, undisturbed)
     with pytest.raises(ValidationError, match="does not divide"):
         TrainingConfig(batch_size=4, accumulation=3)
+    with pytest.raises(ValidationError, match="reference_variants need stored latents"):
+        TrainingConfig(reference_variants=1, store_latents=False)
     with pytest.raises(ValueError, match=r"the loss is nan at step \d+: lower learning_rate"):
         train_adapters(backbone, paths, CONFIG.model_copy(update={"learning_rate": 1e20}), tmp_path / "diverged")
 
