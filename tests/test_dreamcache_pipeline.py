@@ -69,6 +69,23 @@ def test_subjects_schedulers_and_a_negative_prompt(saved):
             pipeline(given, held, num_inference_steps=2, num_images_per_prompt=2)
 
 
+def test_a_call_s_settings_are_those_of_sample_images(saved):
+    backbone, adapters = saved[0].backbone, saved[0].adapters
+    pipeline, seen = DreamCachePipeline(backbone, adapters), []
+    cache, expected = pipeline.cache(cutout("red"), seed=4), cache_reference(backbone, cutout("red"), seed=4)
+    assert all(torch.equal(features, expected.features[layer]) for layer, features in cache.features.items())
+    images = pipeline(
+        "a cat", cache, num_inference_steps=2, guidance_scale=3.0, image_guidance_scale=1.5, eta=0.4, strength=0.5,
+        num_images_per_prompt=3, seed=7, batch_size=2, progress=lambda *step: seen.append(step),
+    ).images  # fmt: skip
+    config = SamplingConfig(steps=2, guidance_scale=3.0, image_guidance_scale=1.5, eta=0.4)
+    arguments = (backbone, adapters, cache, ["a cat"] * 3, config)
+    assert images == sample_images(*arguments, seeds=[7, 8, 9], strength=0.5, batch_size=2)
+    assert seen == [(step, 4) for step in range(1, 5)]
+    joint = sample_images(backbone, adapters, cache, ["a cat"], SamplingConfig(steps=2, guidance="joint"))
+    assert pipeline("a cat", cache, num_inference_steps=2, guidance="joint").images == joint
+
+
 def test_adapters_that_read_the_noun_are_given_it(folder):
     backbone = load_backbone(folder)
     adapters = moved_adapters(backbone.unet, cache_prompt="a photo of a {subject}")
