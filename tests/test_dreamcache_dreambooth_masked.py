@@ -210,6 +210,11 @@ def test_masks_that_do_not_fit_are_named():
     assert subject_alone(image, empty.getvalue(), "white") is None
     with pytest.raises(ValueError, match="the mask is not a readable image"):
         subject_alone(image, b"no image", "white")
+    half = io.BytesIO()
+    Image.fromarray(np.repeat(np.array([[128, 127]], np.uint8), 4, axis=1).repeat(6, axis=0)).save(half, "PNG")
+    for background, value in (("white", 255), ("grey", 127), ("black", 0)):
+        pixels = np.asarray(subject_alone(image, half.getvalue(), background))
+        assert (pixels[:, :4] == (255, 0, 0)).all() and (pixels[:, 4:] == value).all()
 
 
 def test_a_mask_that_does_not_fit_is_named_with_its_image(world, tmp_path):
