@@ -136,8 +136,10 @@ def test_the_wrong_reference_is_of_the_class_and_shares_no_palette(tiny, dreambo
         ((dog,), dog),
     ):
         assert replace(benchmark, subjects=(cup, *others)).wrong_reference(cup).name == expected.name
-    first, second = replace(cat, name="a", palette_group=None), replace(cat, name="b", palette_group=None)
-    assert replace(benchmark, subjects=(cat, first, second)).wrong_reference(cat) == first, "no palette, none shared"
+    first, second = replace(cat, name="a"), replace(cat, name="b", palette_group="red")
+    cats = replace(benchmark, subjects=(cat, first, second))
+    chosen = [cats.wrong_reference(subject) for subject in cats.subjects]
+    assert chosen == [first, second, cat], "the next in the table; without a palette none is shared"
     with pytest.raises(ValueError, match="the only subject is cat; a wrong reference needs a second"):
         replace(benchmark, subjects=(cat,)).wrong_reference(cat)
     benchmark = load_benchmark(dreambooth, verify=False)

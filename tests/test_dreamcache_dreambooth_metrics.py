@@ -14,7 +14,7 @@ from dreamcache.dreambooth.metrics import (
     paired_difference,
     text_similarity,
 )
-from dreamcache.dreambooth.summary import compare, summarize
+from dreamcache.dreambooth.summary import calibrate, compare, summarize
 
 
 def cosine(a, b):
@@ -206,6 +206,13 @@ def test_each_metric_counts_by_the_pairs_that_it_is_a_mean_of():
         assert found["dino"]["mean"] == pytest.approx((0.1 * 2 + 0.2 * 3 + 0.3 * 4) / 10)
         assert found["mdino"]["mean"] == pytest.approx((0.1 * 3 + 0.2 * 2 + 0.3 * 1) / 10)
         assert found["diversity"]["mean"] == pytest.approx(0.15)
+
+
+def test_images_that_only_one_has_are_left_out_of_a_comparison():
+    found = compare(make_rows("adapters", 0.3), make_rows("no-adapters", 0.2)[:-2])  # without the live subject's
+    assert found["overall"]["dino"]["count"] == 6 and "live" not in found
+    with pytest.raises(ValueError, match="no subject has two real images"):
+        calibrate([])
 
 
 def test_dinov2_of_different_models_is_left_out_of_a_comparison():
