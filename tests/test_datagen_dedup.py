@@ -82,6 +82,15 @@ def test_unfit_captions_go_before_they_count_for_anything(tmp_path: Path) -> Non
     ]  # fmt: skip
 
 
+def test_captions_at_the_limits_of_length_and_likeness(tmp_path: Path) -> None:
+    longest = " ".join(f"word{number}" for number in range(60))
+    write_captions(tmp_path, 0, [("dog", "beach", text) for text in ("a b c", "a b d", longest, f"{longest} more")])
+    config = FREE.model_copy(update={"near_duplicate": 3 / 7, "rows": 1})  # a, b and "a b" of seven
+    kept, rejects = keep(tmp_path, config, 1, 4)
+    assert kept == ["00000-0", "00000-2"]
+    assert [one["reason"] for one in rejects] == ["near duplicate", "too many words"]
+
+
 def test_growth_changes_nothing_that_is_there(tmp_path: Path) -> None:
     rng = random.Random(0)
     nouns, places = ["dog", "cat", "robot"], ["beach", "forest"]
@@ -166,4 +175,7 @@ def test_a_sketch_is_of_the_normalized_words_whatever_the_script() -> None:
     assert found.words.tolist() == [len(one) for one in words]
     assert found.shingles.sizes.tolist() == [len(shingles(one)) for one in words]
     alone = [sketch([text], bands=4, rows=3).buckets[0].tolist() for text in texts]
+    # Other buckets would keep other captions, which is for a new version of the stage alone.
+    buckets = sketch(["a dog on a beach", "x"], bands=2, rows=3).buckets
+    assert buckets.tolist() == [[957083652, 1977001419], [736397218, 2145710013]]
     assert found.buckets.tolist() == alone and len({tuple(one) for one in alone}) == len(texts) - 1  # two have no word
