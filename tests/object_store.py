@@ -16,13 +16,16 @@ from shards import store
 from shards.processes import free_port
 
 STATUS = {"away": "503 Service Unavailable", "lost": "503 Service Unavailable", "forbidden": "403 Forbidden"}
+STATUS |= {"conflict": "409 Conflict", "throttled": "400 Bad Request"}
+BODY = {"throttled": b"<Error><Code>RequestTimeout</Code></Error>"}
 
 
 class ObjectStore:
     """A server of objects; `requests` are its answered ones, "GET some/key".
 
     `fault(method, key)` says of a request what goes wrong with it: "away" (503, and nothing is done), "lost" (it is
-    done, and 503), "forbidden" (403), "heedless" (it may put over what is there), or None.
+    done, and 503), "forbidden" (403), "conflict" (409), "throttled" (400, and its code says so), "heedless" (it may put
+    over what is there), or None.
     """
 
     def __init__(self) -> None:
@@ -46,15 +49,16 @@ class ObjectStore:
             fault = self.fault(method, key)
             if fault == "heedless":
                 environment.pop("HTTP_IF_NONE_MATCH", None)
-            if fault not in ("away", "forbidden"):
+            if fault not in STATUS or fault == "lost":
                 self.requests.append(f"{method} {key}")
                 statuses: list[Any] = []
                 body = b"".join(self._app(environment, lambda *answer: statuses.append(answer)))
             else:
                 environment["wsgi.input"].read(int(environment.get("CONTENT_LENGTH") or 0))
             if fault in STATUS:
-                start(STATUS[fault], [("Content-Length", "0")])
-                return [b""]
+                body = BODY.get(fault, b"")
+                start(STATUS[fault], [("Content-Length", str(len(body)))])
+                return [body]
             start(*statuses[0])
             return [body]
 

@@ -2,11 +2,13 @@
 
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from object_store import ObjectStore, object_store
 
 from shards.objects import Objects
+from shards.store import open_store
 
 
 @pytest.fixture(scope="module")
@@ -57,11 +59,27 @@ def test_an_answer_that_is_lost_is_no_other_process(server: ObjectStore) -> None
     assert not objects.create("marker", b"another's") and objects.read("marker") == b"newer"
 
 
-def test_a_store_that_does_not_heed_conditions_is_refused(server: ObjectStore) -> None:
+def test_a_store_that_does_not_heed_conditions_is_refused(
+    server: ObjectStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DREAMCACHE_CACHE", str(tmp_path))
     server.fault = lambda method, key: "heedless"
     with pytest.raises(ValueError, match="^s3://bucket/heedless: this store does not heed If-None-Match"):
-        Objects("s3://bucket/heedless").check_conditions()
+        open_store("s3://bucket/heedless", writing=True)
     assert server.objects("heedless") == {}
+
+
+@pytest.mark.parametrize("fault", ["conflict", "throttled"])
+def test_what_may_pass_is_asked_for_again(server: ObjectStore, fault: str) -> None:
+    """Two conditional puts at once, which is no refusal of either, and a store that asks for fewer requests."""
+    objects, asked = Objects(f"s3://bucket/{fault}"), list[str]()
+
+    def once(method: str, key: str) -> str | None:
+        asked.append(key)
+        return fault if len(asked) == 1 else None
+
+    server.fault = once
+    assert objects.create("marker", b"ours") and len(asked) == 2 and server.get(f"{fault}/marker") == b"ours"
 
 
 def test_wrong_names_are_one_line(server: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> None:

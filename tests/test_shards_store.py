@@ -1,7 +1,6 @@
 """Shards on an object store, against moto's S3 server: the promises of a local folder under kill -9, races, damage and
 a store that is away."""
 
-import json
 import signal
 import time
 from collections.abc import Iterator
@@ -11,16 +10,13 @@ from pathlib import Path
 import pytest
 from kill_points import in_a_child, points_reached
 from object_store import ObjectStore, object_store, open_anew
-from tiny_triplets import write_tiny_triplets
 from word_shards import write_words as write_word_shard
 
 from shards import objects, store
 from shards.files import TEMPORARY, read_json_lines
-from shards.markers import marker_path, read_marker, rejects_path
+from shards.markers import marker_path, read_marker
 from shards.stage import ShardPlan, StageSpec, plan_shard
 from shards.store import bring, look_again
-from shards.transfer import bring_step, is_sent, pull, send
-from shards.triplets import read_triplets, triplet_paths
 
 WORDS = StageSpec("words", 1, {"letters": 3})
 
@@ -169,7 +165,7 @@ def test_an_outdated_marker_is_replaced_and_a_newer_one_kept(server: ObjectStore
     assert out.marker == read_marker(plan.path) and plan.state() == "done"
 
 
-@pytest.mark.parametrize("harm", ["altered", "gone"])
+@pytest.mark.parametrize("harm", ["altered", "cut", "gone"])
 def test_a_damaged_object_is_noticed_when_it_is_read(server: ObjectStore, url: str, tmp_path: Path, harm: str) -> None:
     name = url.rpartition("/")[2]
     write_words(open_anew(url, tmp_path / "first"))
@@ -177,10 +173,12 @@ def test_a_damaged_object_is_noticed_when_it_is_read(server: ObjectStore, url: s
     if harm == "gone":
         server.delete(f"{name}/words/00000.jsonl")
     else:
-        server.put(f"{name}/words/00000.jsonl", whole["words/00000.jsonl"].replace(b"abc", b"abd"))
+        content = whole["words/00000.jsonl"]
+        server.put(f"{name}/words/00000.jsonl", content[:9] if harm == "cut" else content.replace(b"abc", b"abd"))
     run = open_anew(url, tmp_path / "second", writing=False)
     path = WORDS.path(run, 0)
-    assert plan_shard(run, WORDS, 0).changes() == (["words/00000: 00000.jsonl is gone"] if harm == "gone" else [])
+    said = {"altered": [], "cut": ["00000.jsonl is torn or altered"], "gone": ["00000.jsonl is gone"]}[harm]
+    assert plan_shard(run, WORDS, 0).changes() == [f"words/00000: {line}" for line in said]
     with pytest.raises(ValueError, match=f"{url}/words/00000.jsonl is damaged: run dreamcache verify {url} --repair"):
         bring([path])
     run = open_anew(url, tmp_path / "third")
@@ -189,6 +187,55 @@ def test_a_damaged_object_is_noticed_when_it_is_read(server: ObjectStore, url: s
     assert plan_shard(run, WORDS, 0).state() == "missing"
     write_words(run)
     assert server.objects(name) == whole
+
+
+def test_what_is_made_anew_meanwhile_is_not_taken_for_the_old(server: ObjectStore, url: str, tmp_path: Path) -> None:
+    write_words(open_anew(url, tmp_path / "first"))
+    looking = open_anew(url, tmp_path / "looking")
+    held = dict(store._stores)
+    run = open_anew(url, tmp_path / "first")
+    plan = upper_plan(run)
+    write_words(run, ("xyz",), StageSpec("words", 2, {}))
+    made = server.objects(url.rpartition("/")[2])
+    with pytest.raises(RuntimeError, match=r"upper/00000: its input words/00000.jsonl was made anew meanwhile"):
+        plan.bring_inputs()
+    store._stores.update(held)
+    with pytest.raises(RuntimeError, match=r"words/00000.jsonl was replaced meanwhile: start again"):
+        bring([WORDS.path(looking, 0)])
+    look_again(looking)
+    bring([WORDS.path(looking, 0)])
+    assert server.objects(url.rpartition("/")[2]) == made
+
+
+def test_others_files_are_taken_note_of(server: ObjectStore, url: str, tmp_path: Path) -> None:
+    name, run = url.rpartition("/")[2], open_anew(url, tmp_path / "first")
+    marker = marker_path(write_words(run).path).read_bytes()
+    for content in (b"old", b"new"):  # of one size
+        server.put(f"{name}/config.json", content)
+        look_again(run)
+        assert (run / "config.json").read_bytes() == content
+    server.delete(f"{name}/words/00000.done.json")
+    look_again(run)
+    assert plan_shard(run, WORDS, 0).state() == "missing"
+    server.put(f"{name}/words/00000.done.json", marker)
+    asked: list[str] = []
+
+    def away_once(method: str, key: str) -> str | None:
+        asked.extend([key] * key.endswith("done.json"))
+        return "away" if asked == [key] else None
+
+    server.fault = away_once
+    look_again(run)
+    assert len(asked) == 2 and plan_shard(run, WORDS, 0).state() == "done"
+
+
+def test_where_no_time_is_listed_nothing_is_taken_for_a_leftover(tmp_path: Path) -> None:
+    run = open_anew("memory://leftovers/run", tmp_path)
+    write_words(run)
+    opened, left = store.store_of(run), f"words/00000.jsonl{TEMPORARY}{'0' * 64}-0a"
+    assert opened is not None and opened.objects.create(left, b"half")
+    look_again(run)
+    assert left in opened.objects.listing()
 
 
 def test_what_dead_processes_left_goes_when_it_is_old(
@@ -231,44 +278,6 @@ def test_a_store_that_stays_away_ends_with_one_line(
     assert not list(run.rglob(f"*{TEMPORARY}*"))
     write_upper(open_anew(url, tmp_path / "again"))
     assert server.objects(url.rpartition("/")[2]) == expected
-
-
-def test_folders_go_there_and_back(server: ObjectStore, url: str, tmp_path: Path) -> None:
-    name, run = url.rpartition("/")[2], open_anew(url, tmp_path / "first")
-    write_tiny_triplets(run)
-    (run / "config.json").write_text("{}")
-    training = run / "training" / "adapters"
-    training.mkdir(parents=True)
-    (training / "adapters.safetensors").write_bytes(b"weights")
-    (run / "training" / "done.json").write_text(json.dumps({"recipe": {"version": 1}}))
-    assert not is_sent(run, "training")
-    send(run, "config.json", "training")
-    assert is_sent(run, "training")
-    put = [one.split()[1] for one in server.requests if one.startswith("PUT") and "/training/" in one]
-    assert put == [f"{name}/training/adapters/adapters.safetensors", f"{name}/training/done.json"]
-
-    (tmp_path / "pulled").mkdir()
-    (tmp_path / "pulled" / f".pulled-from{TEMPORARY}1-0a").write_bytes(b"s3:/")  # of a pull that was killed
-    pull(run, tmp_path / "pulled", lambda done, total: None)
-    assert local_bytes(tmp_path / "pulled") == server.objects(name) | {".pulled-from": url.encode()}
-    pulled = list(read_triplets(triplet_paths(tmp_path / "pulled")))
-    assert len(pulled) == 20 and pulled == list(read_triplets(triplet_paths(run)))
-    server.requests.clear()
-    pull(run, tmp_path / "pulled", lambda done, total: None)
-    assert server.requests == []  # all of it is there
-    (tmp_path / "other").mkdir()
-    for other, content in (("letter.txt", "dear"), (".pulled-from", "s3://elsewhere/run")):
-        (tmp_path / "other" / other).write_text(content)
-        with pytest.raises(ValueError, match=f"holds something that was not pulled from {url}"):
-            pull(run, tmp_path / "other", lambda done, total: None)
-        assert (tmp_path / "other" / other).read_text() == content
-
-    run = open_anew(url, tmp_path / "second")
-    bring_step(run / "training", {"version": 2})
-    assert not (run / "training").exists()
-    bring_step(run / "training", {"version": 1})
-    assert (run / "training" / "adapters" / "adapters.safetensors").read_bytes() == b"weights"
-    assert rejects_path(triplet_paths(run)[0]).name == "00000.rejects.jsonl"
 
 
 def test_processes_of_one_machine_share_a_mirror(server: ObjectStore, url: str, tmp_path: Path) -> None:
