@@ -1,12 +1,23 @@
-"""Files that are written at once, by several writers in one folder."""
+"""Files that are written at once, by several writers in one folder; JSON lines that are refused."""
 
 import errno
+import fcntl
 import threading
 from pathlib import Path
+from typing import IO
 
 import pytest
 
-from shards.files import TEMPORARY, remove_leftovers, replace_file, temporary_beside, write_exclusively, written_at_once
+from shards.files import (
+    TEMPORARY,
+    json_line,
+    read_json_lines,
+    remove_leftovers,
+    replace_file,
+    temporary_beside,
+    write_exclusively,
+    written_at_once,
+)
 
 
 def test_a_writer_at_work_is_left_alone_and_what_a_dead_one_left_goes(tmp_path: Path) -> None:
@@ -60,3 +71,38 @@ def test_a_file_system_without_locks_is_written_to(tmp_path: Path, monkeypatch: 
     monkeypatch.setattr("fcntl.flock", flock)
     replace_file(tmp_path / "file", b"new")
     assert (tmp_path / "file").read_bytes() == b"new" and sorted(tmp_path.iterdir()) == [tmp_path / "file", left]
+
+
+def test_numbers_that_no_json_holds_are_refused() -> None:
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        json_line({"key": "a", "score": float("nan")})
+
+
+def test_a_broken_line_is_named_by_its_number(tmp_path: Path) -> None:
+    (tmp_path / "lines").write_bytes(b'{"key": "a"}\n{"key": \n')
+    with pytest.raises(ValueError, match="lines, line 2: not JSON"):
+        list(read_json_lines(tmp_path / "lines"))
+
+
+def test_leftovers_go_also_where_a_lock_needs_a_file_open_for_writing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """NFS emulates `flock` by byte ranges, whose exclusive lock a descriptor for reading does not get."""
+    local = fcntl.flock
+
+    def flock(file: IO[bytes], operation: int) -> None:
+        if operation & fcntl.LOCK_EX and not file.writable():
+            raise OSError(errno.EBADF, "Bad file descriptor")
+        local(file, operation)
+
+    monkeypatch.setattr("fcntl.flock", flock)
+    left = temporary_beside(tmp_path / "00000.tar")
+    left.write_bytes(b"half a shard")
+    remove_leftovers(tmp_path / "00000.tar")
+    assert not left.exists()
+
+
+def test_a_marker_is_created_once(tmp_path: Path) -> None:
+    path = tmp_path / "marker"
+    assert write_exclusively(path, b"first") and not write_exclusively(path, b"second")
+    assert path.read_bytes() == b"first"

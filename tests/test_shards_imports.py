@@ -233,6 +233,28 @@ def test_pairs_become_images_of_one_subject(tmp_path: Path) -> None:
         assert record["key"] == key and record["pair"] == "0001"
 
 
+def test_every_fault_of_a_pair_has_its_reason(tmp_path: Path) -> None:
+    texts = {"item": "cup", "description_0": "a cup", "description_1": "a cup in snow"}
+    row, both = json.dumps({"description": texts}).encode(), png(Image.new("RGB", (64, 32)))
+    files = {"good.png": both, "good.json": row, "twice.png": both, "twice.jpg": both, "twice.json": row}
+    files |= {"wide.png": png(Image.new("RGB", (100, 40))), "wide.json": row}
+    files |= {"bare.png": both, "bare.json": b'{"description": {"description_0": "a cup"}}'}
+    files |= {"list.png": both, "list.json": b"[1]", "nan.png": both, "nan.json": row[:-1] + b', "score": NaN}'}
+    files |= {"x" * 77 + ".png": both, "x" * 77 + ".json": row, "y" * 78 + ".png": both, "y" * 78 + ".json": row}
+    assert take(write(tmp_path / "source", files), tmp_path / "run", "pairs") == {
+        "several images": 2, "not two squares side by side": 2, "no description": 2, "broken JSON": 4,
+        "name unfit for a key": 2,
+    }  # fmt: skip
+    keys = [key for n in range(4) for key, _ in read_tar_records(tmp_path / "run" / "images" / f"{n:05d}.tar")]
+    assert sorted(keys) == sorted(f"{name}--{n}" for name in ("good", "x" * 77) for n in range(2))
+
+
+def test_a_source_is_given_once(tmp_path: Path) -> None:
+    source = write(tmp_path / "source", {"notes.md": b"x"})
+    with pytest.raises(ValueError, match="source was given twice"):
+        import_shards([source, source], "triplets", tmp_path / "run", 4, lambda done, total: None)
+
+
 def test_shards_without_markers_come_back_as_they_were(tmp_path: Path) -> None:
     (shard,) = write_tiny_triplets(tmp_path / "one", shards=1)
     assert take(shard, tmp_path / "two", "triplets", size=10) == {}
@@ -243,5 +265,8 @@ def test_shards_without_markers_come_back_as_they_were(tmp_path: Path) -> None:
     parts = {"a.jpg": one.jpg, "a.mask.png": one.mask_png}
     broken = {"a.json": b"{", "b.json": json.dumps({"key": "c", "caption": "x"}).encode()}
     broken |= {name.replace("a.", "b."): content for name, content in parts.items()} | {"c.d.jpg": one.jpg}
+    broken |= {name.replace("a.", "e."): content for name, content in parts.items()}
+    broken["e.json"] = b'{"caption": "x", "models": {"images.model": 7}}'
     rejected = take(write(tmp_path / "source", parts | broken), tmp_path / "three", "triplets")
-    assert rejected == {"broken JSON": 1, "record of another key": 1, "no part of the layout": 1}
+    no_texts = {"class, subject or models are not texts": 1}
+    assert rejected == no_texts | {"broken JSON": 1, "record of another key": 1, "no part of the layout": 1}

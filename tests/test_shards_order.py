@@ -46,5 +46,7 @@ def test_the_order_is_the_same_for_ever() -> None:
 def test_nothing_to_order() -> None:
     with pytest.raises(ValueError, match="no record to train on"):
         TrainingOrder([0, 0], seed=0)
+    with pytest.raises(ValueError, match="group_size is 0, should be at least 1"):
+        TrainingOrder([3], seed=0, group_size=0)
     with pytest.raises(IndexError, match="position 3 is outside an epoch of 3 records"):
         TrainingOrder([3], seed=0).at(0, 3)

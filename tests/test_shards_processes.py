@@ -60,10 +60,11 @@ def test_stopping_takes_the_children_of_a_server_that_does_not_listen(tmp_path: 
     wait_until_gone(family)
 
 
-def test_a_server_that_ends_by_itself_says_its_last_line(tmp_path: Path) -> None:
-    server = ServerProcess(
-        "test server", ["sh", "-c", "echo first; echo no port left; exit 3"], tmp_path / "log", os.environ
-    )
-    with pytest.raises(RuntimeError, match=r"the test server ended with code 3: no port left \(see .*log\)"):
+@pytest.mark.parametrize(
+    ("script", "last"), [("echo first; echo no port left; exit 3", "no port left"), ("exit 3", "it said nothing")]
+)
+def test_a_server_that_ends_by_itself_says_its_last_line(tmp_path: Path, script: str, last: str) -> None:
+    server = ServerProcess("test server", ["sh", "-c", script], tmp_path / "log", os.environ)
+    with pytest.raises(RuntimeError, match=rf"the test server ended with code 3: {last} \(see .*log\)"):
         server.wait_until_healthy("http://127.0.0.1:9/", 30)
     server.stop()

@@ -1,7 +1,6 @@
 """The stage mechanism: markers, reasons, accounts, and its promises under kill -9, damage and races."""
 
 import errno
-import fcntl
 import json
 import os
 import resource
@@ -9,15 +8,15 @@ import signal
 import subprocess
 import sys
 import textwrap
+import threading
 from pathlib import Path
-from typing import IO
 
 import pytest
 from word_shards import WORDS, write_words
 
 from shards import files
 from shards.files import read_json_lines
-from shards.markers import checked_marker, marker_path, read_marker, rejects_path
+from shards.markers import checked_marker, marker_path, rejects_path
 from shards.stage import ShardPlan, StageSpec, plan_shard
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -93,6 +92,10 @@ def test_accounts_must_come_out_even(tmp_path: Path) -> None:
     with pytest.raises(AssertionError, match="words/00000: 2 in, but 1 out and 0 rejected"):
         with plan.writing(records_in=2) as out:
             out.add({"key": "a"})
+    with pytest.raises(AssertionError, match="words/00000: 1 in, but 1 out and 1 rejected"):
+        with plan.writing(records_in=1) as out:
+            out.add({"key": "a"})
+            out.reject({"key": "b"}, "too many")
     with pytest.raises(ValueError, match="record a leaves the stage twice"):
         with plan.writing(records_in=2) as out:
             out.add({"key": "a"})
@@ -153,26 +156,6 @@ def test_a_torn_input_is_waited_for(tmp_path: Path) -> None:
             pass
 
 
-def test_copies_and_moves_are_recognised_by_content(tmp_path: Path) -> None:
-    plan = write_words(tmp_path, ["abc", "def"])
-    os.utime(plan.path, (1, 1))
-    assert plan.state() == "done"
-    marker, status = checked_marker(plan.path), plan.path.stat()
-    assert (status.st_atime, status.st_mtime_ns) == (1, marker.shard.mtime_ns), "it will be hashed again"
-    plan.path.write_bytes(plan.path.read_bytes().replace(b"abc", b"abd"))
-    os.utime(plan.path, (1, 1))
-    assert plan.state() == "stale" and plan.path.stat().st_mtime == 1
-
-
-@pytest.mark.parametrize("broken", [b"", b"{", b"[]", b'{"digest": "x"}'])
-def test_an_unreadable_marker_marks_nothing(tmp_path: Path, broken: bytes) -> None:
-    plan = write_words(tmp_path, ["abc"])
-    marker_path(plan.path).write_bytes(broken)
-    assert plan.state() == "missing" and read_marker(plan.path) is None
-    write_words(tmp_path, ["abc"])
-    assert plan.state() == "done"
-
-
 KILLED = textwrap.dedent("""
     import os, sys
     from pathlib import Path
@@ -205,6 +188,40 @@ def test_killed_at_any_point(tmp_path: Path, point: str, earlier: bool) -> None:
     write_upper(run)
     assert contents(run) == contents(undisturbed)
     assert not list(run.rglob(f"*{files.TEMPORARY}*"))
+
+
+def test_no_marker_stands_beside_bytes_that_it_does_not_describe(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write_words(tmp_path, ["abc", "d"]).path
+    seen: list[tuple[str, bool, tuple[bytes, bytes]]] = []
+
+    def both() -> tuple[bytes, bytes]:
+        return path.read_bytes(), rejects_path(path).read_bytes()
+
+    before = both()
+    monkeypatch.setattr(
+        files, "reached", lambda point: seen.append((point.split()[1], marker_path(path).exists(), both()))
+    )
+    write_words(tmp_path, ["xyz"], spec=StageSpec("words", 2, {}))
+    assert seen[-4:] == [
+        ("synced", True, before), ("unmarked", False, before),
+        ("renamed", False, both()), ("marked", True, both()),
+    ]  # fmt: skip
+    assert both() != before
+
+
+def test_no_shard_is_begun_while_another_is_finished(tmp_path: Path) -> None:
+    """Between its creation and its lock a new file would be taken for one that a dead process left."""
+    plan = plan_shard(tmp_path, WORDS, 0)
+    plan.path.parent.mkdir()
+    writer = threading.Thread(target=write_words, args=(tmp_path, ["abc"]))
+    with files.locked_folder(plan.path.parent):
+        writer.start()
+        writer.join(0.2)
+        assert writer.is_alive() and list(plan.path.parent.iterdir()) == []
+    writer.join()
+    assert plan.state() == "done"
 
 
 RACER = textwrap.dedent("""
@@ -255,30 +272,6 @@ def test_a_full_disk_loses_nothing(tmp_path: Path) -> None:
     assert contents(tmp_path) == before
     assert plan_shard(tmp_path, old, 0, [WORDS.path(tmp_path, 0)]).state() == "done"
     write_upper(tmp_path)
-
-
-def test_leftovers_go_also_where_a_lock_needs_a_file_open_for_writing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """NFS emulates `flock` by byte ranges, whose exclusive lock a descriptor for reading does not get."""
-    local = fcntl.flock
-
-    def flock(file: IO[bytes], operation: int) -> None:
-        if operation & fcntl.LOCK_EX and not file.writable():
-            raise OSError(errno.EBADF, "Bad file descriptor")
-        local(file, operation)
-
-    monkeypatch.setattr(fcntl, "flock", flock)
-    left = files.temporary_beside(tmp_path / "00000.tar")
-    left.write_bytes(b"half a shard")
-    files.remove_leftovers(tmp_path / "00000.tar")
-    assert not left.exists()
-
-
-def test_a_marker_is_created_once(tmp_path: Path) -> None:
-    path = tmp_path / "marker"
-    assert files.write_exclusively(path, b"first") and not files.write_exclusively(path, b"second")
-    assert path.read_bytes() == b"first"
 
 
 def test_light_settings_round_trip(tmp_path: Path) -> None:
