@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 from tiny_datagen import TAXONOMY, tiny_dataset_config, tiny_models
 
 from datagen import captions
@@ -17,7 +18,7 @@ from datagen.captions import (
     render_request,
     split_reply,
 )
-from datagen.captions_transformers import TransformersCaptioner
+from datagen.captions_transformers import PromptTokenizer, TransformersCaptioner
 from datagen.config import derived_seed
 from datagen.taxonomy import Request, Taxonomy, load_taxonomy
 from shards.files import read_json_lines
@@ -54,6 +55,7 @@ def reply(**fields: object) -> str:
         (reply(subject="  "), "empty subject"),
         (reply(caption="a dog \x07 on a beach"), "characters that are not text"),
         (reply(caption="a dog \ud800 on a beach"), "characters that are not text"),
+        (reply(caption="a dog \u0378 on a beach"), "characters that are not text"),
         (reply(caption="a dog " + "very " * 2_000), "caption too long"),
         (reply(caption="a hotdog on a beach"), "subject not in caption"),
         (reply(subject="?"), "subject not in caption"),
@@ -77,6 +79,8 @@ def test_requests_follow_the_seed_and_cover_the_taxonomy() -> None:
     assert {(one.subject, one.class_name) for one in requests} == {("dog", "dog"), ("rubber duck", "duck")}
     assert {one.place for one in requests} == set(TAXONOMY["places"])
     assert {one.extra for one in requests} == {None, *TAXONOMY["extras"]}
+    assert {taxonomy.request(seed, extra_share=0).extra for seed in range(50)} == {None}
+    assert None not in {taxonomy.request(seed, extra_share=1).extra for seed in range(50)}
 
 
 @pytest.mark.parametrize("content", ["", "[]", '{"classes": []}', '{"classes": ["a"], "places": ["b"], "clases": []}'])
@@ -102,6 +106,27 @@ def test_a_reply_does_not_depend_on_its_batch() -> None:
     same = captioner.write([prompts[1]] * 4, [1, 2, 3, 1])
     assert same[0] == same[3] and len(set(same)) > 1
     assert parse_reply(together[1]).subject == "teapot"
+
+
+def test_tokens_are_drawn_by_temperature_and_top_p() -> None:
+    """Of the probabilities at temperature 2 the best that make up 0.8 are left, and drawn in their proportions."""
+    config = tiny_dataset_config(tiny_models()).captions.model_copy(update={"temperature": 2.0, "top_p": 0.8})
+    captioner, count = TransformersCaptioner(config), 4000
+    logits = 2 * torch.tensor([0.1, 0.4, 0.05, 0.3, 0.15]).log()
+    noisy = captioner._perturbed(logits.expand(count, -1), [torch.Generator().manual_seed(n) for n in range(count)])
+    drawn = noisy.argmax(dim=-1).bincount(minlength=5) / count
+    assert torch.allclose(drawn, torch.tensor([0, 0.4, 0, 0.3, 0.15]) / 0.85, atol=0.03)
+
+
+def test_a_chat_template_gets_the_instruction_and_no_day_of_the_calendar() -> None:
+    config = tiny_dataset_config(tiny_models()).captions.model_copy(update={"instruction": "Write."})
+    prompts = PromptTokenizer(config)
+    prompts.tokenizer.chat_template = (
+        "{{ date_string if date_string is defined else strftime_now('%d %b %Y') }}"
+        "{% for message in messages %}<{{ message.role }}>{{ message.content }}{% endfor %}"
+        "{% if add_generation_prompt %}<assistant>{% endif %}"
+    )
+    assert prompts.text("Subject: dog") == "26 Jul 2024<system>Write.<user>Subject: dog<assistant>"
 
 
 @pytest.mark.parametrize(
@@ -155,8 +180,10 @@ class Scripted:
 
     def __init__(self, replies: list[str]) -> None:
         self.replies = iter(replies)
+        self.asked: list[tuple[str, int]] = []
 
     def write(self, prompts: list[str], seeds: list[int]) -> list[str]:
+        self.asked += zip(prompts, seeds, strict=True)
         return [next(self.replies) for _ in prompts]
 
 
@@ -175,3 +202,17 @@ def test_every_reply_is_kept_or_rejected_with_what_was_written(tmp_path: Path) -
     rejects = list(read_json_lines(rejects_path(plan.path)))
     assert [record["raw"] for record in rejects] == replies[1:4]
     assert marker.rejected == {"another subject than asked for": 1, "broken JSON": 1, "empty reply": 1}
+
+
+def test_what_follows_from_the_seed_is_the_same_for_ever(tmp_path: Path) -> None:
+    """A dataset is gone on with after an upgrade, so requests and seeds change with the stage's version alone."""
+    config = tiny_dataset_config(tiny_models()).captions
+    plan = plan_shard(tmp_path, StageSpec("captions", 1, {}, {"model": "sha256:x"}), 3)
+    writer = Scripted(["", ""])
+    captions.run(plan, config, Taxonomy.model_validate(TAXONOMY), 7, 2, writer, lambda done, total: None)
+    rejects = list(read_json_lines(rejects_path(plan.path)))
+    assert [record["seed"] for record in rejects] == [703891868546780, 5918189067713264]
+    assert writer.asked == [
+        ("Subject: robot\nPlace: on a beach\nJSON:\n", 5300299279221275),
+        ("Subject: teapot\nPlace: on a beach\nDetail: in the rain\nJSON:\n", 427728379136986),
+    ]

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from datagen.identity import checkpoint_file, loading
+from datagen.identity import checkpoint_file, loading, model_identity
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -100,6 +100,22 @@ def test_a_model_on_the_hub_stays_at_the_commit_that_it_was_first_taken_at(tmp_p
         "FileNotFoundError images.model: there is no folder owner/moving"
     )
     assert "HF_HUB_OFFLINE is set" in asked(identity, tmp_path / "nowhere", hub, offline="1")
+
+
+def test_an_identity_is_of_the_files_that_decide_what_a_model_makes(tmp_path: Path) -> None:
+    for name in ("model.safetensors", "other.safetensors", "config.json", "README.md"):
+        (tmp_path / name).write_text(name)
+    first = model_identity(str(tmp_path))
+    (tmp_path / "README.md").write_text("nicer words")
+    (tmp_path / "preview.png").write_bytes(b"x")
+    assert model_identity(str(tmp_path)) == first
+    (tmp_path / "config.json").write_text("other settings")
+    second = model_identity(str(tmp_path))
+    (tmp_path / "model.safetensors").rename(tmp_path / "last.safetensors")
+    assert len({first, second, model_identity(str(tmp_path))}) == 3
+    with pytest.raises(FileNotFoundError, match="images.model: the folder .* holds no model files"):
+        (tmp_path / "empty").mkdir()
+        model_identity(str(tmp_path / "empty"), "images.model")
 
 
 def test_checkpoints_lie_in_files_and_folders(tmp_path: Path) -> None:

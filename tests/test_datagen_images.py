@@ -8,7 +8,7 @@ import pytest
 import torch
 from diffusers import AutoencoderKL, EulerDiscreteScheduler, StableDiffusionXLPipeline, UNet2DConditionModel
 from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
-from PIL import Image
+from PIL import Image, JpegImagePlugin
 from tiny_datagen import tiny_dataset_config, tiny_models
 from tiny_diffusion import tiny_tokenizer
 from transformers import (
@@ -20,6 +20,7 @@ from transformers import (
 )
 
 from datagen import images
+from datagen.config import derived_seed
 from datagen.images import DiffusersPainter, ImagesConfig, encode_jpeg, image_fault
 from shards.files import read_json_lines, read_tar_records
 from shards.markers import rejects_path
@@ -92,6 +93,14 @@ def test_no_negative_prompt_is_not_an_empty_one(tmp_path: Path) -> None:
     assert positive.shape[0] == 2 and positive.abs().min() > 0 and not negative.any()
 
 
+def test_negative_prompt_and_size_reach_the_model() -> None:
+    model = tiny_models() / "stable-diffusion"
+    plain, without_cats = (
+        DiffusersPainter(config_of(model, size=32, negative_prompt=text)).paint(["a dog"], [1]) for text in ("", "cat")
+    )
+    assert plain.shape == (1, 32, 32, 3) and np.abs(plain - without_cats).max() > 1e-3
+
+
 def test_how_it_runs_changes_no_image() -> None:
     model = tiny_models() / "stable-diffusion"
     plain = DiffusersPainter(config_of(model)).paint(["a dog"], [1])
@@ -132,14 +141,21 @@ def test_faults_are_told_apart() -> None:
 def test_images_are_stored_at_the_size_asked_for() -> None:
     noise = np.random.default_rng(0).random((16, 16, 3), dtype=np.float32)
     for stored, expected in ((None, 16), (8, 8)):
-        jpeg = encode_jpeg(noise, ImagesConfig(model="x", stored_size=stored))
-        assert Image.open(io.BytesIO(jpeg)).size == (expected, expected)
+        image = Image.open(io.BytesIO(encode_jpeg(noise, ImagesConfig(model="x", stored_size=stored))))
+        assert image.size == (expected, expected)
+        assert JpegImagePlugin.get_sampling(image) == 0  # colours as sharp as brightness
+    coarse, fine = (encode_jpeg(noise, ImagesConfig(model="x", jpeg_quality=quality)) for quality in (30, 95))
+    assert len(coarse) < len(fine)
 
 
 class Failing:
     """A text-to-image model that gives NaN, black, grey, unsafe and good images, as the captions say."""
 
+    def __init__(self) -> None:
+        self.seeds: list[int] = []
+
     def paint(self, captions: list[str], seeds: list[int]) -> np.ndarray:
+        self.seeds += seeds
         made = []
         for caption in captions:
             image = np.random.default_rng(len(caption)).random((16, 16, 3), dtype=np.float32)
@@ -160,7 +176,9 @@ def test_every_caption_becomes_an_image_or_a_reject(tmp_path: Path) -> None:
     plan = plan_shard(tmp_path, StageSpec("images", 1, {}, {"model": "sha256:y"}, ".tar"), 0, [source.path])
     config = ImagesConfig(model="x", execution={"batch_size": 4})
     reports: list[tuple[int, int]] = []
-    marker = images.run(plan, config, Failing(), config.execution.model_dump(), lambda *done: reports.append(done))
+    painter = Failing()
+    marker = images.run(plan, config, painter, config.execution.model_dump(), lambda *done: reports.append(done))
+    assert painter.seeds == [derived_seed(number, "image") for number in range(7)]
     assert (marker.records_in, marker.records_out) == (7, 2)
     assert marker.rejected == {"black image": 1, "flat image": 1, "image not finite": 2, "unsafe image": 1}
     kept = dict(read_tar_records(plan.path))

@@ -2,7 +2,7 @@
 
 import io
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +17,7 @@ from datagen.masks import (
     MasksConfig,
     ProposedMasks,
     ScoredBox,
+    best_boxes,
     bounding_box,
     box_iou,
     choose_mask,
@@ -77,6 +78,15 @@ def test_boxes() -> None:
     assert box_iou((0, 0, 2, 1), (1, 0, 3, 1)) == pytest.approx(1 / 3)
 
 
+def test_boxes_that_are_none_are_dropped() -> None:
+    found = [(5, 5, 5.5, 30), (-9, 60, 80, 70), (70, 5, 90, 9), (float("nan"), 1, 9, 9), (1, 1, 9, 9), (0, 0, 9, 9)]
+    scored = [ScoredBox(box, 0.5) for box in found]
+    at_limit, under = ScoredBox((1, 2, 3, 4), CONFIG.min_stored_score), ScoredBox((1, 2, 3, 4), 0.04)
+    kept = best_boxes([under, at_limit, *scored], pictures(1)[0], CONFIG)
+    # Those of one score in the order of their corners, so that it is the same on every device.
+    assert [one.box for one in kept] == [(0, 0, 9, 9), (0, 60, 64, 64), (1, 1, 9, 9), at_limit.box]
+
+
 def test_the_mask_that_fills_its_box_is_chosen() -> None:
     small, right, wide = disc(radius=3), disc(radius=12), disc(radius=30)
     proposed = ProposedMasks(np.stack([small, right, wide]), [0.95, 0.9, 0.93])
@@ -106,6 +116,8 @@ def test_specks_and_holes_are_cleaned_and_large_parts_stay() -> None:
     ring = mask & ~disc(radius=10)  # the hole of a ring is larger than a hole to be filled
     assert np.array_equal(cleaned(ring, 0.005), ring)
     assert np.array_equal(cleaned(np.ones((8, 8), dtype=bool), 0.5), np.ones((8, 8), dtype=bool))
+    tiny, speck = disc(radius=2), disc(centre=(5, 5), radius=1)
+    assert np.array_equal(cleaned(tiny | speck, 0.01), tiny)  # itself smaller than what is cleaned
 
 
 def test_parts_far_smaller_than_the_largest_are_dropped_and_holes_of_their_size_stay() -> None:
@@ -153,6 +165,13 @@ def test_a_batch_that_does_not_fit_is_halved(tmp_path: Path) -> None:
     assert sizes == [6, 3, 2, 2, 2, 1]
     with pytest.raises(RuntimeError, match="illegal"):
         next(in_batches([1, 2], {"batch_size": 2}, broken))
+    tries = iter(range(3))
+
+    def never_fits(batch: Sequence[int]) -> None:
+        raise torch.OutOfMemoryError(f"out of memory at try {next(tries)}")
+
+    with pytest.raises(RuntimeError, match="out of memory at try 1"):
+        next(in_batches([1, 2], {"batch_size": 2}, never_fits))
 
 
 def test_boxes_do_not_depend_on_the_sizes_of_other_images(tmp_path: Path) -> None:
@@ -216,6 +235,8 @@ def test_boxes_of_one_thing_are_one_subject() -> None:
         ({"area": 0.99}, ("subject too large", 0.99)),
         ({"border": 0.05}, ("touches the border", 0.05)),
         ({"predicted_iou": 0.1}, ("low predicted IoU", 0.1)),
+        ({"score": 0.3, "area": 0.02, "border": 25 / 512, "predicted_iou": 0.7}, None),  # at the limits
+        ({"area": 0.75}, None),
     ],
 )
 def test_gates_name_the_reason(change: dict[str, object], fault: object) -> None:
@@ -225,7 +246,10 @@ def test_gates_name_the_reason(change: dict[str, object], fault: object) -> None
 class Scripted:
     """A detector and segmenter that find a disc in bright images and nothing in dark ones."""
 
+    nouns: tuple[str, ...] = ()
+
     def find(self, images: list[Image.Image], nouns: list[str]) -> list[list[ScoredBox]]:
+        self.nouns += (*nouns,)
         box = bounding_box(disc())
         return [[ScoredBox(box, 0.9)] if np.asarray(image).mean() > 100 else [] for image in images]
 
@@ -256,7 +280,9 @@ def test_masks_then_gates_keep_account(tmp_path: Path) -> None:
     source = write_images(tmp_path, encode, 6)
     config = MasksConfig(box_model="x", mask_model="y", execution={"batch_size": 4})
     plan = plan_shard(tmp_path, StageSpec("masks", 1, {}, {"box_model": "b"}, ".tar"), 0, [source])
-    marker = masks.run(plan, config, Scripted(), Scripted(), config.execution.model_dump(), ignore)
+    finder = Scripted()
+    marker = masks.run(plan, config, finder, Scripted(), config.execution.model_dump(), ignore)
+    assert finder.nouns == ("dog",) * 5  # detectors read lower case
     assert (marker.records_in, marker.records_out, marker.rejected) == (6, 5, {"unreadable image": 1})
     found = dict(read_tar_records(plan.path))
     assert [sorted(parts) for parts in found.values()] == [["json"], ["json", "mask.png"]] * 2 + [["json", "mask.png"]]

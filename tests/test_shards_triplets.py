@@ -3,6 +3,7 @@
 import io
 import json
 import multiprocessing
+import os
 import pickle
 import tarfile
 from collections.abc import Callable
@@ -55,6 +56,29 @@ def test_random_access(paths: list[Path]) -> None:
 
 def _key(shards: TripletShards, shard: int, index: int) -> str:
     return shards.read(shard, index).key
+
+
+def test_only_so_many_shards_are_open(paths: list[Path]) -> None:
+    def descriptors() -> int:
+        return sum(os.path.realpath(f"/proc/self/fd/{name}").endswith(".tar") for name in os.listdir("/proc/self/fd"))
+
+    before, shards = descriptors(), TripletShards(paths, open_shards=1)
+    for shard in (0, 2, 0, 2):
+        shards.read(shard, 0)
+    assert descriptors() == before + 1
+    del shards
+    assert descriptors() == before
+
+
+def test_a_shard_that_changes_while_it_is_read_is_refused(paths: list[Path]) -> None:
+    shards = TripletShards(paths)
+    shards.read(2, 0)
+    write_triplets(paths[0].parents[1], 0, [triplet("00000-0")], "other")
+    with pytest.raises(ValueError, match="00000.tar: 1 records, but its marker says 3"):
+        shards.read(0, 0)
+    os.truncate(paths[2], 1000)
+    with pytest.raises(ValueError, match="cut short while it was read, at byte 1000"):
+        shards.read(2, 0)
 
 
 def test_the_same_triplets_give_the_same_bytes(tmp_path: Path) -> None:
@@ -126,6 +150,13 @@ def test_repeated_records_are_refused(tmp_path: Path) -> None:
 
     with pytest.raises(ValueError, match="record a appears twice"):
         group_members(_tar(tmp_path / "x.tar", fill))
+
+    def twice(tar: tarfile.TarFile) -> None:
+        for name in ("a.jpg", "a.json", "a.jpg"):
+            _member(name)(tar)
+
+    with pytest.raises(ValueError, match="a.jpg appears twice"):
+        group_members(_tar(tmp_path / "x.tar", twice))
 
 
 def test_a_missing_part_is_named(tmp_path: Path) -> None:
