@@ -132,6 +132,15 @@ def test_a_server_of_ones_own_that_dies_in_mid_shard(tmp_path: Path) -> None:
     assert shards[0] == shards[1]
 
 
+def test_the_server_runs_the_commit_that_the_identity_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(captions_vllm, "pinned", lambda location, name: {"revision": "0123abc"})
+    python = tmp_path / "python"
+    python.write_text('#!/bin/sh\necho "$@"\nexit 3\n')
+    python.chmod(0o755)
+    with pytest.raises(RuntimeError, match="ended with code 3: -m vllm.* --revision=0123abc "):
+        write_shard(tmp_path, config_of(python=str(python)))
+
+
 def test_wrong_servers_are_one_line(tmp_path: Path) -> None:
     with running(model="another") as server, pytest.raises(ValueError, match="serves another, not .*llama"):
         write_shard(tmp_path, config_of(address=server.address))

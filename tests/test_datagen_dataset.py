@@ -247,6 +247,8 @@ def test_errors_are_one_line_and_say_what_to_do(config: DatasetConfig, tmp_path:
         changed(config, "images", guidance=5.0)
     with pytest.raises(ValidationError, match="set shards or target_triplets"):
         changed(config, "", shards=None)
+    with pytest.raises(ValidationError, match="captions_per_shard has to be a multiple"):
+        changed(config, "captions", captions_per_request=3)
     assert list(tmp_path.iterdir()) == []
 
 

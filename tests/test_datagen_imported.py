@@ -8,6 +8,7 @@ from tiny_triplets import tiny_triplet
 
 from datagen.dataset import Dataset
 from datagen.estimate import duration, estimate, table
+from datagen.gates import GatesConfig
 from datagen.imported import ImportedImages
 from shards.markers import read_marker
 from shards.stage import StageSpec, plan_shard
@@ -31,6 +32,9 @@ def test_imported_images_get_masks_and_become_triplets(tmp_path: Path) -> None:
     times = [path.stat().st_mtime_ns for path in triplet_paths(tmp_path)]
     ImportedImages(config, tmp_path).make_triplets(1, lambda *at: None)
     assert [path.stat().st_mtime_ns for path in triplet_paths(tmp_path)] == times[:1]
+    strict = config.model_copy(update={"gates": GatesConfig(min_box_score=1)})
+    with pytest.raises(ValueError, match="gates: no record was left"):
+        ImportedImages(strict, tmp_path).make_triplets(1, lambda *at: None)
 
 
 def test_an_estimate_follows_the_target_and_what_was_accepted(tmp_path: Path) -> None:
@@ -54,4 +58,6 @@ def test_an_estimate_follows_the_target_and_what_was_accepted(tmp_path: Path) ->
     assert table(list(lines.values())).splitlines()[1].split()[:2] == ["captions", "200"]
     fewer = config.model_copy(update={"shards": 10})
     assert estimate(Dataset(fewer, tmp_path))[0].records == 80
+    fewest = config.model_copy(update={"target_triplets": 1})
+    assert estimate(Dataset(fewest, tmp_path))[0].records == 8  # no less than a shard
     assert [duration(seconds) for seconds in (9, 130, 7200, 400_000)] == ["9 s", "2 min", "2.0 h", "4.6 d"]

@@ -70,6 +70,7 @@ def test_the_card_names_models_and_their_terms(tmp_path: Path) -> None:
     assert "images are made" not in card
     accounts = {"images": {"in": 15, "out": 15, "rejected": {}, "copies": 3}}
     assert "Of each caption 3 images are made. Every record" in dataset_card(statistics | {"stages": accounts}, {})
+    assert "- 1K<n<10K\n" in dataset_card(statistics | {"triplets": 1000}, {})
     front = yaml.safe_load(card.split("---\n")[1])
     assert front["configs"][0]["data_files"] == [{"split": "train", "path": "*.tar"}]
 
