@@ -88,10 +88,11 @@ def _tar_files(path: Path) -> dict[str, SourceFile]:
                     raise ValueError(f"{path}: {member.name!r} is a link, a device or sparse, not a plain file")
                 if name in files:
                     raise ValueError(f"{path}: {member.name!r} stands there twice")
-                if member.offset_data + member.size > status.st_size:
-                    raise ValueError(f"{path}: cut short in {member.name!r}")
                 stamp = f"{member.size} {member.offset_data} {status.st_size} {status.st_mtime_ns}"
                 files[name] = SourceFile(path, member.offset_data, member.size, stamp)
+            # Cut between two members, or in a header, it would pass for a smaller one.
+            if tar.offset + tarfile.BLOCKSIZE > status.st_size:
+                raise ValueError(f"{path}: cut short: the end mark of a tar is not there")
     except tarfile.TarError as error:
         raise ValueError(f"{path}: not an uncompressed tar ({error}); decompress it first") from None
     return files

@@ -168,6 +168,7 @@ def add(tar: tarfile.TarFile, name: str, content: bytes = b"", kind: bytes = tar
         ("/tmp/escaped_mask.png", tarfile.REGTYPE, "leads out of the archive"),
         ("cup/../../escaped_mask.png", tarfile.REGTYPE, "leads out of the archive"),
         ("..", tarfile.DIRTYPE, "leads out of the archive"),
+        ("cup\\..\\1_mask.png", tarfile.REGTYPE, "leads out of the archive"),
         ("cup/1_mask.png", tarfile.SYMTYPE, "not a plain file"),
         ("cup/1_mask.png", tarfile.LNKTYPE, "not a plain file"),
         ("cup/1_mask.png", tarfile.CHRTYPE, "not a plain file"),
@@ -200,7 +201,7 @@ def test_ten_gigabytes_of_zeros_are_not_read(tmp_path: Path) -> None:
         (tmp_path / "x.tar.gz").write_bytes(zlib.compress(bytes(10**6), wbits=31))
         source_files(tmp_path / "x.tar.gz")
     os.truncate(archive, 10_000)
-    with pytest.raises(ValueError, match="cut short|not an uncompressed tar"):
+    with pytest.raises(ValueError, match="not an uncompressed tar"):
         source_files(archive)
 
 

@@ -3,6 +3,7 @@
 import io
 import os
 import subprocess
+import tarfile
 from pathlib import Path
 
 import numpy as np
@@ -53,6 +54,24 @@ def test_a_file_that_changes_after_it_was_listed_is_refused(tmp_path: Path) -> N
     path.symlink_to(tmp_path / "secret")
     with pytest.raises(OSError):
         file.read()
+
+
+def test_a_tar_that_was_cut_anywhere_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "x.tar"
+    with tarfile.open(path, "w") as tar:
+        for name in ("a.txt", "b.txt"):
+            tar.addfile(tarfile.TarInfo(name))
+            (tmp_path / name).write_bytes(b"x" * 600)
+            tar.add(tmp_path / name, f"in/{name}")
+        end = tar.offset
+    content = path.read_bytes()
+    assert list(source_files(path)) == ["a.txt", "b.txt", "in/a.txt", "in/b.txt"]
+    path.write_bytes(content[: end + 512])
+    assert len(source_files(path)) == 4
+    for cut in range(0, end + 512, 64):
+        path.write_bytes(content[:cut])
+        with pytest.raises(ValueError, match="x.tar: (cut short|not an uncompressed tar)"):
+            source_files(path)
 
 
 def test_sparse_members_whose_bytes_are_not_in_the_archive_are_refused(tmp_path: Path) -> None:
