@@ -14,7 +14,7 @@ import pytest
 import webdataset
 from PIL import Image
 
-from shards.files import group_members
+from shards.files import group_members, tar_members
 from shards.markers import marker_path
 from shards.triplets import Triplet, TripletShards, read_triplets, triplet_paths, write_triplets
 
@@ -157,6 +157,14 @@ def test_repeated_records_are_refused(tmp_path: Path) -> None:
 
     with pytest.raises(ValueError, match="a.jpg appears twice"):
         group_members(_tar(tmp_path / "x.tar", twice))
+
+
+def test_a_tar_that_ends_in_a_member_is_refused(paths: list[Path]) -> None:
+    _, offset, size = tar_members(paths[2])[-1]
+    for end in (offset + size - 1, offset + 1):
+        os.truncate(paths[2], end)
+        with pytest.raises(ValueError, match="00002.tar: not a readable tar"):
+            group_members(paths[2])
 
 
 def test_a_missing_part_is_named(tmp_path: Path) -> None:
