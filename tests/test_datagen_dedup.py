@@ -68,6 +68,11 @@ def test_no_class_takes_more_than_its_share(tmp_path: Path) -> None:
     *kept, rejects = keep(tmp_path, config, 2, 10)
     assert [len(keys) for keys in kept] == [4, 4]  # one a place, then two
     assert {one["reason"] for one in rejects} == {"class and place cap"}
+    plan = plan_shard(tmp_path, StageSpec("dedup", 2, {}), 1, [CAPTIONS.path(tmp_path, 1)])
+    assert dedup.run(plan, config, CaptionIndex(config), 20).records_out == 4  # by what an earlier process kept
+    config = DedupConfig(max_class_share=0.15, max_class_and_place_share=1)
+    *kept, _ = keep(tmp_path, config, 2, 10)
+    assert [len(keys) for keys in kept] == [2, 1]  # a share of 1.5 is rounded up
 
 
 def test_unfit_captions_go_before_they_count_for_anything(tmp_path: Path) -> None:

@@ -224,6 +224,14 @@ def test_no_shard_is_begun_while_another_is_finished(tmp_path: Path) -> None:
     assert plan.state() == "done"
 
 
+def test_a_shard_at_work_is_no_leftover_to_another_process(tmp_path: Path) -> None:
+    plan = plan_shard(tmp_path, WORDS, 0)
+    with plan.writing(records_in=1) as out:
+        out.add({"key": "a"})
+        write_words(tmp_path, ["abc"], spec=StageSpec("words", 2, {}))
+    assert plan.state() == "done"
+
+
 RACER = textwrap.dedent("""
     import sys, time
     from pathlib import Path
@@ -252,9 +260,10 @@ def test_processes_racing_for_a_marker_do_no_harm(tmp_path: Path) -> None:
     assert not list(tmp_path.rglob(f"*{files.TEMPORARY}*"))
 
 
-def test_a_full_disk_loses_nothing(tmp_path: Path) -> None:
+@pytest.mark.parametrize("length", [300_000, 150_000], ids=["in-mid-shard", "at-its-last-write"])
+def test_a_full_disk_loses_nothing(tmp_path: Path, length: int) -> None:
     """A file system that takes no more bytes in the middle of a shard: one error, the old shard whole, no leftovers."""
-    write_words(tmp_path, ["abc" * 100_000, "def"])
+    write_words(tmp_path, ["a" * length, "def"])
     old = upper_spec(suffix="old")
     write_upper(tmp_path, old)
     before = contents(tmp_path)
