@@ -189,16 +189,19 @@ class Scripted:
 
 def test_every_reply_is_kept_or_rejected_with_what_was_written(tmp_path: Path) -> None:
     config = tiny_dataset_config(tiny_models()).captions
-    taxonomy = Taxonomy.model_validate({"classes": ["dog"], "places": ["on a beach"]})
+    taxonomy = Taxonomy.model_validate({"classes": [{"noun": "dog", "class": "Dog"}], "places": ["on a beach"]})
     cat = reply(subject="cat", caption="a cat on a beach", **{"class": "cat"})
-    replies = [reply(), "", reply()[:-1], cat, reply(subject="small dog", caption="a small dog", **{"class": "pet"})]
+    terrier = reply(subject="terrier", caption="a terrier")  # another word for the class
+    replies = [terrier, "", reply()[:-1], cat, reply(subject="small dog", caption="a small dog", **{"class": "pet"})]
     settings = {"seed": 0, "captions_per_shard": len(replies)}
     plan = plan_shard(tmp_path, StageSpec("captions", 1, settings, {"model": "sha256:x"}), 3)
     execution = config.execution.model_dump()
     marker = captions.run(plan, config, taxonomy, Scripted(replies), execution, lambda done, total: None)
     kept = list(read_json_lines(plan.path))
     assert [record["key"] for record in kept] == ["00003-00000", "00003-00004"]
-    assert [(record["subject"], record["class"]) for record in kept] == [("dog", "dog"), ("small dog", "dog")]
+    assert [(record["subject"], record["class"]) for record in kept] == [
+        ("terrier", "Dog"), ("small dog", "Dog"),
+    ]  # fmt: skip
     rejects = list(read_json_lines(rejects_path(plan.path)))
     assert [record["raw"] for record in rejects] == replies[1:4]
     assert marker.rejected == {"another subject than asked for": 1, "broken JSON": 1, "empty reply": 1}
@@ -207,9 +210,10 @@ def test_every_reply_is_kept_or_rejected_with_what_was_written(tmp_path: Path) -
 def test_what_follows_from_the_seed_is_the_same_for_ever(tmp_path: Path) -> None:
     """A dataset is gone on with after an upgrade, so requests and seeds change with the stage's version alone."""
     config = tiny_dataset_config(tiny_models()).captions
-    plan = plan_shard(tmp_path, StageSpec("captions", 1, {}, {"model": "sha256:x"}), 3)
-    writer = Scripted(["", ""])
-    captions.run(plan, config, Taxonomy.model_validate(TAXONOMY), 7, 2, writer, lambda done, total: None)
+    settings = {"seed": 7, "captions_per_shard": 2}
+    plan = plan_shard(tmp_path, StageSpec("captions", 1, settings, {"model": "sha256:x"}), 3)
+    writer, execution = Scripted(["", ""]), config.execution.model_dump()
+    captions.run(plan, config, Taxonomy.model_validate(TAXONOMY), writer, execution, lambda done, total: None)
     rejects = list(read_json_lines(rejects_path(plan.path)))
     assert [record["seed"] for record in rejects] == [703891868546780, 5918189067713264]
     assert writer.asked == [
