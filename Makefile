@@ -41,10 +41,10 @@ screens: $(INSTALLED)
 	$(BIN)/python -m pytest -m screens tests/test_screens.py
 
 # A dataset and its evaluation by Prefect workers, with workers, the planning process and, for the limits of prefect.yaml,
-# the server killed: half an hour.
+# the server killed; and ablations by two commands at once: half an hour.
 workers: $(INSTALLED)
 	$(BIN)/python -m pytest -m workers tests/test_flows_workers.py tests/test_flows_store_workers.py \
-	  tests/test_flows_evaluation_workers.py tests/test_flows_limits.py
+	  tests/test_flows_evaluation_workers.py tests/test_flows_limits.py tests/test_flows_ablate.py
 
 # A dataset killed at every named point of every stage, then at 25 random moments on Prefect workers: at most half an hour
 # on two cores (DREAMCACHE_CHAOS_MINUTES); and one whose clock jumps (needs cc). Tables of the kills: build/chaos.

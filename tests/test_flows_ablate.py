@@ -181,6 +181,7 @@ def test_a_row_that_another_process_is_at_is_left_to_it_and_made_if_that_dies(wo
     assert list(work.rows()) == ["default", "mid", "t-300"]
 
 
+@pytest.mark.workers
 def test_commands_at_once_share_out_the_rows(work: Workplace, server: str) -> None:
     only = ("--only", "encoder", "--only", "mid", "--only", "scale-double")
     command = [sys.executable, "-c", "from flows.cli import main; main()", *work.arguments(*only)]
