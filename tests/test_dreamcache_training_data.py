@@ -11,6 +11,7 @@ from test_dreamcache_adapters import moved_adapters
 from tiny_diffusion import save_tiny_stable_diffusion
 from tiny_triplets import write_tiny_triplets
 
+from dreamcache import validation
 from dreamcache.backbone import load_backbone
 from dreamcache.configs import TrainingConfig
 from dreamcache.held_out import key_hash
@@ -115,11 +116,12 @@ def test_validation_inputs_depend_on_the_triplets_alone(backbone, paths):
         prepare_validation(backbone, triplets[:1])
 
 
-def test_right_is_the_own_reference_and_wrong_the_other_s(backbone, paths):
+def test_right_is_the_own_reference_and_wrong_the_other_s(backbone, paths, monkeypatch):
     shards, adapters = TripletShards(paths), moved_adapters(backbone.unet)
     inputs = prepare_validation(backbone, [shards.read(0, index) for index in range(3)])
-    losses = validation_losses(backbone, adapters, inputs, batch_size=2)
     own = validation_losses(backbone, adapters, replace(inputs, wrong=torch.arange(3)))
+    monkeypatch.setattr(validation, "BATCH", 2)
+    losses = validation_losses(backbone, adapters, inputs)
     torch.testing.assert_close(own["wrong"], losses["right"])
     assert not torch.allclose(losses["wrong"], losses["right"], rtol=1e-4, atol=0)
     # With one reference for all, the one that is its own there loses what it loses with its own.
