@@ -29,6 +29,7 @@ from shards.files import read_json_lines, read_tar_records
 from shards.markers import rejects_path
 from shards.triplets import read_triplets
 
+BATCH = 13  # records at a time
 COUNT = int(os.environ.get("DREAMCACHE_FAULT_CAPTIONS", 800))
 SHARDS = 4
 SIDE = 32
@@ -156,6 +157,7 @@ class FailingBlock(Block):
     writer = Writer()
 
     def _engine_of(self, stage: str) -> Any:
+        self._execution = {"batch_size": BATCH}
         if stage == "dedup":
             self._engine = self._engine or CaptionIndex(self.dataset.config.dedup)
             return self._engine
@@ -175,7 +177,7 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
     folder = tmp_path_factory.mktemp("faults")
     (folder / "model.json").write_text("{}")
     (folder / "taxonomy.json").write_text(json.dumps(TAXONOMY))
-    model, execution = str(folder / "model.json"), Execution(batch_size=13)
+    model, execution = str(folder / "model.json"), Execution(batch_size=BATCH)
     config = DatasetConfig(
         captions_per_shard=COUNT // SHARDS,
         shards=SHARDS,

@@ -170,6 +170,7 @@ def test_a_row_that_fails_is_named_and_keeps_no_other_from_being_made(work: Work
     assert list(work.rows()) == ["default", "t-300"]
 
 
+@pytest.mark.workers
 def test_a_row_that_another_process_is_at_is_left_to_it_and_made_if_that_dies(work: Workplace) -> None:
     place = work.run / "ablations"
     command = [sys.executable, "-c", HOLDER, str(place / "mid"), str(place / "t-300" / "evaluation" / "rows.jsonl")]

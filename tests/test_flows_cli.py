@@ -215,6 +215,7 @@ def test_a_dry_run_says_what_a_changed_setting_redoes_and_touches_nothing(finish
     assert not re.search("^(captions|dedup|images|masks)", gates.stdout, re.MULTILINE)
 
 
+@pytest.mark.kills
 def test_killed_runs_leave_no_process_and_the_same_dataset(finished_run: tuple[Path, str], tmp_path: Path) -> None:
     """kill -9 of the parent, as of `make demo`, in the middle of a run; the next start ends with the same bytes."""
     run = tmp_path / "killed"
