@@ -10,7 +10,6 @@ import os
 import re
 import shlex
 import shutil
-import signal
 import sqlite3
 import subprocess
 import sys
@@ -225,7 +224,7 @@ def test_killed_runs_leave_no_process_and_the_same_dataset(finished_run: tuple[P
     )
     while not (run / "images").is_dir() and process.poll() is None:
         time.sleep(0.05)
-    process.send_signal(signal.SIGKILL)
+    process.kill()
     process.wait()
     deadline = time.monotonic() + 10
     while (left := processes_naming(run)) and time.monotonic() < deadline:
