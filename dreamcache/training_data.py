@@ -20,7 +20,7 @@ from dreamcache.configs import TrainingConfig
 from dreamcache.held_out import is_trained_on, key_hash
 from dreamcache.processes import process_count, process_rank, wait_for_all
 from dreamcache.reference import augment_reference, reference_image, to_tensor
-from dreamcache.validation import target_mask, target_tensor
+from dreamcache.validation import BATCH, target_mask, target_tensor
 from shards.files import replace_file
 from shards.markers import checked_marker
 from shards.memory import in_batches
@@ -128,7 +128,7 @@ def store_latents(
     the shards.
     """
     files = _latent_files(backbone, shards, config)
-    execution = {"batch_size": 16}
+    execution = {"batch_size": BATCH}
     missing = [shard for shard in range(process_rank(), len(files), process_count()) if not files[shard].exists()]
     # Each training in an order of its own: of several at once each encodes what the others have not come to.
     random.SystemRandom().shuffle(missing)

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 # Timesteps a triplet is measured at, one in each equal part of the schedule.
 TIMESTEPS_A_TRIPLET = 4
-BATCH = 16
+BATCH = 16  # images encoded, or noise predicted for, at a time
 
 
 def held_out_triplets(shards: "TripletShards", fraction: float, limit: int) -> list["Triplet"]:

@@ -1,4 +1,4 @@
-"""What every test shares: one thread, no network, quiet Prefect, a home for its database; drawn scenes, a server."""
+"""What every test shares: one thread, no network, quiet Prefect, a home for its database; scenes, a backbone, a server."""
 
 import os
 
@@ -9,11 +9,13 @@ os.environ.setdefault("DO_NOT_TRACK", "1")
 os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
 if TYPE_CHECKING:
+    from dreamcache.backbone import Backbone
     from miniature.train.data import Pool
 
 
@@ -25,6 +27,24 @@ def pool(tmp_path_factory: pytest.TempPathFactory) -> "Pool":
     folder = tmp_path_factory.mktemp("pool")
     render_pool(folder, scenes=2 * GROUP, workers=1)
     return Pool(folder)
+
+
+@pytest.fixture(scope="module")
+def backbone(tmp_path_factory: pytest.TempPathFactory) -> "Backbone":
+    """A very small backbone, where a file of tests makes none of its own."""
+    from tiny_diffusion import save_tiny_stable_diffusion
+
+    from dreamcache.backbone import load_backbone
+
+    return load_backbone(save_tiny_stable_diffusion(tmp_path_factory.mktemp("sd")))
+
+
+@pytest.fixture(scope="module")
+def paths(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Small triplet shards, where a file of tests makes none of its own."""
+    from tiny_triplets import write_tiny_triplets
+
+    return write_tiny_triplets(tmp_path_factory.mktemp("run"))
 
 
 @pytest.fixture(scope="module")

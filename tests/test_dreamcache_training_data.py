@@ -3,12 +3,10 @@
 import copy
 import shutil
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
 from test_dreamcache_adapters import moved_adapters
-from tiny_diffusion import save_tiny_stable_diffusion
 from tiny_triplets import write_tiny_triplets
 
 from dreamcache import validation
@@ -27,16 +25,6 @@ from dreamcache.validation import (
 from shards.triplets import TripletShards
 
 CONFIG = TrainingConfig(steps=8, batch_size=4, held_out=0.3)
-
-
-@pytest.fixture(scope="module")
-def backbone(tmp_path_factory):
-    return load_backbone(save_tiny_stable_diffusion(tmp_path_factory.mktemp("sd")))
-
-
-@pytest.fixture(scope="module")
-def paths(tmp_path_factory) -> list[Path]:
-    return write_tiny_triplets(tmp_path_factory.mktemp("run"))
 
 
 def test_each_visit_draws_its_own_noise_timestep_and_caption_drop(backbone, paths):

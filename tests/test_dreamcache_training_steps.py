@@ -6,11 +6,8 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_diffusion import save_tiny_stable_diffusion
-from tiny_triplets import write_tiny_triplets
 
 from dreamcache.adapters import AdapterSet
-from dreamcache.backbone import load_backbone
 from dreamcache.checkpoints import load_state
 from dreamcache.configs import TrainingConfig
 from dreamcache.training import train_adapters
@@ -20,16 +17,6 @@ from shards.triplets import TripletShards
 CONFIG = TrainingConfig(
     steps=1, batch_size=2, learning_rate=1e-3, weight_decay=0, max_grad_norm=None, held_out=0, store_latents=False
 )
-
-
-@pytest.fixture(scope="module")
-def backbone(tmp_path_factory):
-    return load_backbone(save_tiny_stable_diffusion(tmp_path_factory.mktemp("sd")))
-
-
-@pytest.fixture(scope="module")
-def paths(tmp_path_factory) -> list[Path]:
-    return write_tiny_triplets(tmp_path_factory.mktemp("run"))
 
 
 def trained(backbone, paths: list[Path], folder: Path, **changes: Any) -> dict[str, Any]:
