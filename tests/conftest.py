@@ -1,4 +1,4 @@
-"""What every test shares: one thread, no network, quiet Prefect, a home for its database; scenes, a backbone, a server."""
+"""What every test shares: one thread, no network, quiet Prefect, a home for its database; models, scenes, a server."""
 
 import os
 
