@@ -3,6 +3,7 @@
 import logging
 import os
 import resource
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -54,6 +55,8 @@ def test_work_of_another_recipe_is_set_aside_and_kept(tmp_path: Path) -> None:
     (tmp_path / "training" / "weights").write_bytes(b"again")
     step(tmp_path).begin()  # the third recipe's work does not fall onto the first one's
     assert len(list(tmp_path.glob("training.*"))) == 2
+    again = step(tmp_path, seed=1).begin()  # nor that of the first recipe, begun again, onto its earlier one
+    assert again == aside.with_name(f"{aside.name}-2") and (aside / "weights").read_bytes() == b"weights"
 
 
 def test_work_is_never_without_what_it_was_begun_with(tmp_path: Path) -> None:
@@ -85,7 +88,9 @@ def test_a_torn_marker_is_no_marker(tmp_path: Path) -> None:
 
 
 def test_a_run_folder_has_one_writer(tmp_path: Path) -> None:
-    with locked(tmp_path), pytest.raises(RuntimeError, match="in use by process"), locked(tmp_path):
+    (tmp_path / ".lock").write_text("process 1 on a host that held it before")
+    said = rf"in use by process {os.getpid()} on {socket.gethostname()}: wait"
+    with locked(tmp_path), pytest.raises(RuntimeError, match=said), locked(tmp_path):
         pass
     with locked(tmp_path):
         pass
