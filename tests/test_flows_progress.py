@@ -1,4 +1,4 @@
-"""What a command says of itself: examples in every help, progress on terminals and elsewhere, JSON alone."""
+"""What a command says of itself: examples in every help, progress on terminals and elsewhere, errors, JSON alone."""
 
 import inspect
 import io
@@ -14,7 +14,7 @@ from tiny_triplets import write_tiny_triplets
 
 from flows import progress
 from flows.cli import app
-from flows.command import fail
+from flows.command import fail, or_one_line
 from flows.progress import Progress
 
 
@@ -71,6 +71,29 @@ def test_a_terminal_has_a_bar_that_goes_away(clock: list[float], monkeypatch: py
     with pytest.raises(SystemExit):
         fail(ValueError("broken\noff"), 1)
     assert sys.stderr.getvalue() == "\r\x1b[Kdreamcache: broken off\n"
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "said"),
+    [
+        (KeyboardInterrupt(), 130, "stopped; start again to go on where it stood"),
+        (OSError("no space\nleft"), 1, "no space left"),
+        (KeyError("captions"), 1, "KeyError: 'captions' (--debug shows where)"),
+        (RuntimeError(), 1, "RuntimeError"),
+    ],
+)
+def test_what_ends_a_command_is_one_line_and_with_debug_a_traceback(
+    error: BaseException, code: int, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def action() -> None:
+        raise error
+
+    with pytest.raises(SystemExit) as end:
+        or_one_line(action, debug=False)
+    assert (end.value.code, capsys.readouterr().err) == (code, f"dreamcache: {said}\n")
+    if code == 1:
+        with pytest.raises(type(error)):
+            or_one_line(action, debug=True)
 
 
 def test_inspect_and_verify_print_json_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
