@@ -124,5 +124,11 @@ def test_the_command_writes_image_maps_and_shares(folder, backbone, adapters, tm
     masks = ["--mask", str(tmp_path / "all.png")] * 2
     masked = CliRunner().invoke(app, [*arguments, "--box", "10,20,60,70", *masks])
     assert masked.exit_code == 0 and masked.stdout != done.stdout
-    for wrong in ([], ["--box", "1,1", "--region", str(tmp_path / "region.png")], ["--box", "1,1", *masks[:2]]):
-        assert CliRunner().invoke(app, [*arguments, *wrong]).exit_code == 1
+    either, each = "give either --box or --region", "there are 2 references and 1 masks: give --mask once for each"
+    for wrong, said in (
+        ([], either),
+        (["--box", "1,1", "--region", str(tmp_path / "region.png")], either),
+        (["--box", "1,1", *masks[:2]], each),
+    ):
+        done = CliRunner().invoke(app, [*arguments, *wrong])
+        assert done.exit_code == 1 and said in done.output

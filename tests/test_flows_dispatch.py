@@ -104,8 +104,14 @@ def test_no_more_than_allowed_and_none_for_what_is_there(site: Site) -> None:
     settings = {"workers.blocks_in_flight": 2}
     told = {"profile": "miniature", "run": str(site.run), "settings": settings, "first": "a"}
     assert first.parameters == told and first.tags == [f"run:{site.run}"]
-    names = {automation.name for automation in site.client.read_automations()}
-    assert names == {"dreamcache: some-block: silent runs", "dreamcache: some-block: runs that never start"}
+    assert first.job_variables == {"env": {"PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30"}}
+    watches = {automation.name: automation.trigger for automation in site.client.read_automations()}
+    names = ("silent runs", "runs that never start")
+    silent, unstarted = (watches.pop(f"dreamcache: some-block: {name}") for name in names)
+    assert not watches and silent.within == timedelta(minutes=2) and unstarted.within == timedelta(minutes=15)
+    ends = {f"prefect.flow-run.{end}" for end in ("Completed", "Failed", "Hopeless", "Cancelled", "Crashed")}
+    assert silent.expect == ends | {"prefect.flow-run.heartbeat"} and "prefect.flow-run.Running" in silent.after
+    assert unstarted.expect == ends | {"prefect.flow-run.Running"}, "nobody waits for more than the end of a run"
 
 
 def test_what_fails_is_made_again_ever_later(site: Site, caplog: pytest.LogCaptureFixture) -> None:
