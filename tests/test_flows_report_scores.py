@@ -28,21 +28,30 @@ def write(run: Path, name: str, rows: list[dict], seed: int = 0) -> None:
     (run / name / "done.json").write_text(json.dumps({"recipe": {"settings": {"seed": seed}}}))
 
 
-@pytest.fixture
-def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("written")
     own = [row for variant, dino in (("no-adapters", 0.2), ("adapters", 0.3)) for row in make_rows(variant, dino)]
     masking = {"models": {}, "settings": {"background": "white", "min_box_score": 0.3}}
     masked = [row | {"mdino": None if row["live"] else 0.4, "masking": masking} for row in own]
-    write(tmp_path, "evaluation", masked)
-    write(tmp_path, "evaluation-of-elite", [row | {"seed": None} for row in make_rows("given", 0.25)])
+    write(folder, "evaluation", masked)
+    write(folder, "evaluation-of-elite", [row | {"seed": None} for row in make_rows("given", 0.25)])
     theirs = [row for kind, dino in (("adapters", 0.28), ("no-adapters", 0.2)) for row in make_rows(kind, dino)]
-    write(tmp_path, "evaluation-of-theirs", [*theirs, *make_rows("wrong-reference", 0.22)])
+    write(folder, "evaluation-of-theirs", [*theirs, *make_rows("wrong-reference", 0.22)])
     for name, dino in (("image-0.5", 0.31), ("image-2", 0.35), ("text-3", 0.36)):
-        write(tmp_path, f"sweep/{name}", make_rows("adapters", dino))
-    current = [("evaluation", None), *((f"sweep/{point}", None) for point in PROFILE.sweep.points())]
+        write(folder, f"sweep/{name}", make_rows("adapters", dino))
+    return folder
+
+
+@pytest.fixture
+def run(written: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    are_current(monkeypatch, "evaluation", *(f"sweep/{point}" for point in PROFILE.sweep.points()))
+    return Path(shutil.copytree(written, tmp_path / "run"))
+
+
+def are_current(monkeypatch: pytest.MonkeyPatch, *names: str) -> None:
     for part in (report_scores, report_comparison):
-        monkeypatch.setattr(part, "current_evaluations", lambda profile, run: current)
-    return tmp_path
+        monkeypatch.setattr(part, "current_evaluations", lambda profile, run: [(name, None) for name in names])
 
 
 def rendered(**parts: Any) -> str:
@@ -78,6 +87,29 @@ def test_one_table_of_all_and_one_of_hard_subjects(run: Path) -> None:
     gain = f"DINO against no adapters is {change.format(4)} (on hard subjects {change.format(2)})"
     assert notes["Adapters just trained"].endswith(f" {gain}.")
     assert "DINO 0.350 (0.250 on hard subjects) is what any image" in notes["No adapters"]
+
+
+def test_committed_adapters_and_points_of_the_sweep_are_shown_where_they_are_up_to_date(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = [row for kind, dino in (("adapters", 0.27), ("wrong-reference", 0.21)) for row in make_rows(kind, dino)]
+    write(run, "evaluation-compared", rows)
+    outdated = report_scores.scores(PROFILE, run)
+    assert outdated is not None and "Committed" not in rendered(scores=outdated)
+    are_current(monkeypatch, "evaluation", "evaluation-compared", "sweep/image-2")
+    found, compared = report_scores.scores(PROFILE, run), report_comparison.comparison(PROFILE, run)
+    assert found is not None and compared is not None
+    shown, differences = (
+        {row["label"]: row["cells"][0]["value"] for row in found["tables"][0][part]} for part in ("rows", "differences")
+    )
+    committed = ["Committed adapters", "Committed adapters, wrong reference", "Adapters just trained"]
+    assert [shown[label] for label in committed] == ["0.420", "0.360", "0.450"]
+    labels = ["adapters - wrong-reference", "adapters - no-adapters", "wrong-reference - no-adapters"]
+    assert [differences[f"committed {label}"] for label in labels] == ["+0.060", "+0.070", "+0.010"]
+    methods = {row["method"]: row["cells"][0] for row in compared["paper"]["rows"]}
+    assert methods["This run: committed adapters"] == "0.420" and "Committed adapters" in compared["tradeoff"]
+    swept = report_scores.sweep(PROFILE, run)
+    assert swept is not None and [row["label"] for row in swept["rows"]] == ["image scale 2"]
 
 
 def test_a_run_without_scored_adapters_stands_beside_what_is_given(run: Path) -> None:
