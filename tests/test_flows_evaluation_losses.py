@@ -27,7 +27,8 @@ def test_compared_adapters_have_their_losses_weighted_as_the_runs_own(tmp_path: 
     assert json.loads(written.read_text()) == pytest.approx(held_out_losses(tmp_path), rel=1e-4)
     # Other triplets or settings make the loss another one.
     before = held_out_inputs(profile, tmp_path, COMPARED)
-    for setting in ({"training.held_out": 0.5}, {"training.subject_weight": 1.0}):
+    others = {"held_out": 0.5, "validation_triplets": 3, "min_snr_gamma": None, "subject_weight": 1.0}
+    for setting in (*({f"training.{name}": value} for name, value in others.items()), {"evaluation.dtype": "bfloat16"}):
         assert held_out_inputs(load_profile("miniature", {**own, **setting}), tmp_path, COMPARED) != before
     write_tiny_triplets(tmp_path / "others", triplets_a_shard=3)
     assert held_out_inputs(profile, tmp_path / "others", COMPARED) != before

@@ -63,7 +63,7 @@ def test_adapters_are_trained_anew_for_what_they_learn_from_and_longer_for_more_
 def test_a_model_that_is_not_there_is_named_before_anything_is_made(setting: str, tmp_path: Path) -> None:
     settings = {**tiny_settings(), setting: str(tmp_path / "nowhere")}
     with pytest.raises(FileNotFoundError, match="nowhere"):
-        pending("evaluate-adapters", load_profile("miniature", settings), tmp_path)
+        pending("run", load_profile("miniature", settings), tmp_path)
 
 
 def test_a_report_is_written_again_for_other_settings_results_or_another_name(tmp_path: Path) -> None:
