@@ -17,7 +17,9 @@ from dreamcache.adapters import AdapterSet
 from dreamcache.backbone import load_backbone
 from dreamcache.cache import FeatureCache
 from dreamcache.reference import shown_alone
-from flows.profiles import load_profile
+from flows.evaluation_plans import adapters_folder
+from flows.picture_commands import _models
+from flows.profiles import load_profile, record_configuration
 
 Say = Callable[..., tuple[int, str]]
 
@@ -80,7 +82,8 @@ def say(made: Path, capsys: pytest.CaptureFixture[str]) -> Say:
 
 def test_pictures_carry_what_made_them_and_stay(made: Path, say: Say, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    words = ("personalize", made / "photo.png", "a dog!", "the café", "--noun", "dog", "--seeds", "3,5", "--out", out)
+    prompts = ("a dog!", "the café", "a dog!")  # what is asked for twice is made once
+    words = ("personalize", made / "photo.png", *prompts, "--noun", "dog", "--seeds", "3,5,3", "--out", out)
     code, said = say(*words)
     assert code == 0 and "dog found with score" in said, said
     names = ["00-a-dog-3.png", "00-a-dog-5.png", "01-the-caf-3.png", "01-the-caf-5.png"]
@@ -142,6 +145,20 @@ def test_a_mask_and_a_cutout_of_it_are_one_reference(made: Path, say: Say, tmp_p
     assert all((masked.features[name] == tensor).all() for name, tensor in cut.features.items())
 
 
+def test_a_runs_own_profile_settings_and_adapters_are_used(tmp_path: Path) -> None:
+    settings = {"backbone": "a/backbone", "evaluation.sampling.steps": 7}
+    record_configuration(tmp_path, load_profile("full", settings))
+    chosen, place = _models(None, tmp_path, "theirs", ["evaluation.sampling.guidance_scale=3"])
+    assert chosen == load_profile("full", settings | {"evaluation.sampling.guidance_scale": 3.0}) and place == "theirs"
+    with pytest.raises(FileNotFoundError, match=f"{tmp_path} has no trained adapters"):
+        _models(None, tmp_path, None, None)
+    (own := adapters_folder(tmp_path)).mkdir(parents=True)
+    (own / "config.json").write_text("{}")
+    assert _models(None, tmp_path, None, None) == (load_profile("full", settings), str(own))
+    shipped = load_profile("miniature")
+    assert _models(None, None, None, None) == (shipped, shipped.compare_with)
+
+
 def test_on_white_by_the_edge(made: Path) -> None:
     assert shown_alone(Image.open(made / "photo.png")) is None
     assert shown_alone(Image.open(made / "cutout.png")) == "cut out"
@@ -188,7 +205,8 @@ def test_bad_caches_are_one_line_and_write_nothing(made: Path, say: Say, tmp_pat
     others = moved_adapters(backbone.unet)
     others.backbone_identity = backbone.identity
     others.save_pretrained(tmp_path / "others")
-    late = AdapterSet.for_unet(backbone.unet, backbone_identity=load_backbone(made / "sd").identity, cache_timestep=9)
+    changed = {"cache_timestep": 9, "cache_prompt": "a photo", "layers": ("encoder",)}
+    late = AdapterSet.for_unet(backbone.unet, backbone_identity=load_backbone(made / "sd").identity, **changed)
     late.save_pretrained(tmp_path / "late")
     for name, more, text in (
         ("none.safetensors", {}, "no feature cache at"),
@@ -197,7 +215,7 @@ def test_bad_caches_are_one_line_and_write_nothing(made: Path, say: Say, tmp_pat
         (made / "adapters" / "adapters.safetensors", {}, "adapters.safetensors is no feature cache"),
         (file, {"sd": "other", "adapters": tmp_path / "others"}, "cached for another backbone than these adapters'"),
         (file, {"sd": "other"}, "these adapters belong to the backbone"),
-        (file, {"adapters": tmp_path / "late"}, "cached for another timestep than"),
+        (file, {"adapters": tmp_path / "late"}, "cached for another timestep and prompt and layers than"),
     ):
         code, said = say("generate", tmp_path / name, "a dog", "--out", tmp_path / "out", **more)
         assert code == 1 and text in said, said
