@@ -18,6 +18,7 @@ from flows.cli import app
 from flows.describe import describe
 from flows.plans import check_inputs, report_digest, training_step
 from flows.profiles import Profile, changed_settings, load_profile, record_configuration, recorded_profile
+from flows.server import prefect_server
 from flows.steps import Step, recipe
 from flows.verify import Verification, verify_run
 from shards.files import sha256_of
@@ -83,12 +84,7 @@ def edit_marker(path: Path) -> None:
 
 DAMAGE: dict[str, tuple[str, Callable[[Path], object], str, list[str]]] = {
     "flipped": ("images/00001.tar", flip_unseen, "altered: its checksum is another", ["images/00001"]),
-    "cut": (
-        "masks/00000.tar",
-        lambda path: os.truncate(path, 1000),
-        "cut short: 1000 of",
-        ["masks/00000"],
-    ),
+    "cut": ("masks/00000.tar", lambda path: os.truncate(path, 1000), "cut short: 1000 of", ["masks/00000"]),
     "empty": ("dedup/00001.jsonl", lambda path: os.truncate(path, 0), "empty, where", ["dedup/00001"]),
     "gone": ("triplets/00000.tar", Path.unlink, "gone", ["triplets/00000"]),
     "rejects": (
@@ -209,6 +205,7 @@ def test_training_waits_for_all_triplets_of_a_build(profile: Profile, run: Path)
         dataset = profile.dataset.model_copy(update={"target_triplets": target})
         record_configuration(run, profile.model_copy(update={"dataset": dataset}), builds=True)
         assert training_step(load_profile("miniature"), run).missing == expected
+        assert Verification(run).lines == ([f"triplets: {there} of target_triplets {target}"] if expected else [])
 
 
 def test_what_another_command_makes_is_not_repaired_but_named(run: Path) -> None:
@@ -224,10 +221,25 @@ def test_what_another_command_makes_is_not_repaired_but_named(run: Path) -> None
     assert step.changes() == ["training: not finished"]
 
 
-def test_an_unfinished_point_of_a_sweep_is_made_again(run: Path) -> None:
+def test_what_was_begun_and_not_finished_is_made_again_in_order(profile: Profile, run: Path) -> None:
     found = Verification(run)
-    found.outdated = ["sweep/image-0.5: not finished"]
-    assert found.commands() == ["evaluate-adapters"]
+    found.outdated = ["sweep/image-0.5: not finished", "training: not finished"]
+    assert found.commands() == ["train-adapters", "evaluate-adapters"]
+    (run / "report.html").write_text("of another state")
+    aside = Step("training", run / "training.0123abcd", recipe(1, {}, {}, {}))
+    aside.reopen()
+    aside.finish([aside.folder / "begun.json"], {})
+    (aside.folder / "begun.json").unlink()  # of what was set aside nobody asks
+    step = training_step(profile, run)
+    step.begin()
+    assert Verification(run).lines == ["training: not finished"]
+    step.finish([], {})
+    (run / "evaluation").mkdir()
+    (run / "evaluation" / "begun.json").write_text("{}")
+    assert Verification(run).lines == ["evaluation: the benchmark is not finished"]
+    shutil.rmtree(run / "evaluation")
+    assert Verification(run).lines == ["report.html: shows another state of this run"]
+    assert verify_run(run, make_again=lambda command, made: pytest.fail(f"{command} writes no report")).lines == []
 
 
 def test_a_report_is_known_however_its_run_is_spelt(
@@ -279,6 +291,7 @@ def test_an_estimate_makes_one_shard_where_there_is_none_and_no_dataset_smaller(
         return Dataset(profile.dataset, folder).finished()
 
     (run / "triplets" / "00000.done.json").unlink()  # withdrawn, or of a block that others overtook
-    assert estimated(run) == [1]
-    assert estimated(tmp_path / "new") == [0]
+    with prefect_server(tmp_path / "server", meanwhile=lambda: None):  # one for both
+        assert estimated(run) == [1]
+        assert estimated(tmp_path / "new") == [0]
     assert training_step(profile, tmp_path / "new").missing == ("the dataset (1 of 2 shards)",)
