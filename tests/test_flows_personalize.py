@@ -125,6 +125,17 @@ def test_pictures_carry_what_made_them_and_stay(made: Path, say: Say, tmp_path: 
     assert {path: path.read_bytes() for path in out.iterdir()} == before
 
 
+def test_pictures_of_one_colour_are_left_out_and_named(made: Path, say: Say, tmp_path: Path) -> None:
+    broken = AdapterSet.from_pretrained(made / "adapters")
+    for parameter in broken.parameters():
+        parameter.data.fill_(torch.nan)
+    broken.save_pretrained(tmp_path / "broken")
+    words = ("personalize", made / "cutout.png", "a dog", "--seeds", "3", "--out", tmp_path / "out")
+    code, said = say(*words, "--set", "evaluation.sampling.steps=1", adapters=str(tmp_path / "broken"))
+    assert code == 1 and "1 of 1 pictures came out of one colour and were left out: " in said, said
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["sheet.jpg"]
+
+
 def near(png: bytes, path: Path) -> bool:
     """Whether two pictures are the same up to the rounding of another batch."""
     import io
