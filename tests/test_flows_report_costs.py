@@ -1,10 +1,14 @@
 """The report's accounts of stages, and of their time and disk: every figure from markers, each in its unit."""
 
 import json
+import shlex
 from pathlib import Path
 
+from flows.profiles import load_profile
+from flows.report import _command, _figures
 from flows.report_costs import costs
 from flows.report_dataset import stage_rows
+from flows.settings import parse_settings
 from shards.markers import FileState, Marker
 
 
@@ -54,3 +58,22 @@ def test_costs_are_those_of_stages_training_and_evaluations(tmp_path: Path) -> N
     # 6,009 s and 100 MB for 300 triplets.
     assert "A triplet took 20 s and 333 kB, rejects included; 400,000, as many" in found["text"]
     assert found["text"].endswith("would take 92.7 d here.")
+
+
+def test_the_figures_at_the_top_are_what_came_out() -> None:
+    dino = {"value": "0.253", "label": "DINO, just trained"}
+    assert _figures(MARKERS, {"steps": 1200}, {"headline": [dino]}) == [
+        {"value": "380", "label": "images"},
+        {"value": "300", "label": "triplets"},
+        {"value": "1,200", "label": "training steps"},
+        dino,
+    ]
+    assert [figure["label"] for figure in _figures(MARKERS, None, None)] == ["images", "triplets"]
+
+
+def test_the_reports_command_has_the_runs_settings() -> None:
+    settings = {"images.guidance_scale": 5.0, "benchmark": "my photos/dog's", "evaluation.subjects": 3}
+    profile = load_profile("full", settings | {"sweep.image_scales": [0.4, 1.0], "target_triplets": None, "shards": 2})
+    words = shlex.split(_command("run", profile, Path("runs/my run")))
+    assert words[:6] == ["dreamcache", "run", "--profile", "full", "--run", "runs/my run"]
+    assert set(words[6::2]) == {"--set"} and load_profile("full", parse_settings(words[7::2])) == profile
