@@ -171,6 +171,28 @@ def test_a_server_that_is_away_is_waited_for(
     assert sum("does not answer (ConnectError); waiting for it" in line for line in caplog.messages) == 1
 
 
+def test_a_server_is_waited_for_within_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    now, asked = [0.0], list[int]()
+    clock = SimpleNamespace(monotonic=lambda: now[0], sleep=lambda seconds: now.append(now.pop() + 100 * seconds))
+    monkeypatch.setattr(dispatch, "time", clock)
+
+    def answer(*codes: int) -> int:
+        def ask() -> int:
+            asked.append(codes[min(len(asked), len(codes) - 1)])
+            request = httpx.Request("GET", "http://prefect/api")
+            return httpx.Response(asked[-1], request=request).raise_for_status().status_code
+
+        asked.clear()
+        return dispatch._patiently(ask)
+
+    assert answer(503, 500, 200) == 200 and len(asked) == 3
+    with pytest.raises(httpx.HTTPStatusError, match="422"):
+        answer(422)
+    assert len(asked) == 1, "what the server refuses it will refuse again"
+    with pytest.raises(RuntimeError, match="the Prefect server did not answer for 0:10:00: .*503"):
+        answer(503)
+
+
 def test_a_deployment_that_is_not_there_is_named(site: Site) -> None:
     workers = Workers("some-block/other", WorkersConfig(), {"run": str(site.run)}, "run:x")
     with pytest.raises(ValueError, match="knows no deployment some-block/other: set PREFECT_API_URL"):
