@@ -60,7 +60,7 @@ def evaluate(
     if sum((images is not None, adapters is not None, calibrate, rows is not None)) != 1:
         fail("evaluate needs one of --images FOLDER, --adapters PLACE, --calibrate and --rows FOLDER", 2)
     given = list(settings or [])
-    given += [f"benchmark={dataset}"] if dataset else []
+    given += [f"benchmark={json.dumps(str(dataset))}"] if dataset else []
     chosen, folder, changed = configuration(profile, run, given, of_run=False)
     from flows.given import Given
     from flows.score_tables import calibration, calibration_table, recomputed, summary_table

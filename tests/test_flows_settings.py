@@ -40,6 +40,14 @@ def test_words_pick_settings_by_name_or_meaning(capsys: pytest.CaptureFixture[st
     assert code == 2 and "records no settings" in err
 
 
+def test_a_folder_whose_name_is_a_number_is_a_folder(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    code, _, err = run_command(capsys, ["evaluate", "--calibrate", "--dataset", "30", "--run", str(tmp_path)])
+    assert code == 1 and "30: no such folder" in err
+
+
 @pytest.mark.parametrize("command", ["run", "build-dataset", "train-adapters", "evaluate-adapters", "report", "ablate"])
 def test_a_run_of_another_profile_is_left_alone(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, command: str
