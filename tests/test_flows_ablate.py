@@ -196,6 +196,12 @@ def test_commands_at_once_share_out_the_rows(work: Workplace, server: str) -> No
     assert len(work.rows()) == 4
 
 
+def test_a_wrong_row_and_a_missing_dataset_are_one_line(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    for only, code, said in (("layer", 2, "did you mean layers"), ("layers", 1, "run build-dataset for it first")):
+        found = run_command(capsys, ["ablate", "--run", str(tmp_path), "--only", only, "--dry-run"])
+        assert (found.code, found.out) == (code, "") and said in found.err
+
+
 def test_the_rows_are_the_papers_tables() -> None:
     study = Study(load_profile("full"), Path("nowhere"))
     rows = {row.name: row for row in study.rows(repeats=2)}

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import webdataset
 import yaml
+from in_process import run_command
 from kill_points import in_a_child
 from PIL import Image
 from tiny_datagen import tiny_models
@@ -20,6 +21,7 @@ from tiny_triplets import tiny_triplet, write_tiny_triplets
 from flows import progress
 from flows.dataset_commands import export, import_dataset, merge
 from flows.describe import FILES, describe
+from flows.inspect import statistics_lines
 from flows.profiles import load_profile
 from flows.report import write_report
 from flows.report_dataset import reject_groups, run_markers
@@ -219,6 +221,31 @@ def test_an_export_that_was_killed_has_no_card_and_goes_on(tmp_path: Path) -> No
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == {
         name: (run / "triplets" / name).read_bytes() for name in names
     }
+
+
+def test_a_pull_is_from_a_store_into_a_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for words, said in (
+        (["runs/x", str(tmp_path)], "runs/x is no URL of a run on an object store, such as s3://bucket/runs/big"),
+        (["s3://bucket/x", "s3://bucket/y"], "s3://bucket/y is no local folder"),
+    ):
+        assert run_command(capsys, ["pull", *words]) == (2, "", f"dreamcache: {said}\n")
+
+
+def test_a_datasets_counts_are_bars_the_rarest_classes_left_out() -> None:
+    counted = {"triplets": 231, "shards": 2, "bytes": 1_540_000, "classes": {f"class {n}": 21 - n for n in range(21)}}
+    gates = {"in": 300, "out": 231, "rejected": {"subject too small": 60, "no box": 9}}
+    shares = {"0.1": 0, "0.2": 231}
+    more = {"stages": {"gates": gates}, "caption_words": {"histogram": {}}, "mask_area": {"histogram": shares}}
+    lines = list(statistics_lines(counted | more))
+    assert lines[:3] == [
+        "231 triplets in 2 shards, 1.5 MB",
+        "  gates: 300 in, 231 out; rejected: subject too small 60, no box 9",
+        "classes",
+    ]
+    bars = {line[:10].strip(): (int(line[10:19]), line.count("#")) for line in lines if line.startswith("  class")}
+    assert len(bars) == 20 and bars["class 0"] == (21, 40) and bars["class 10"] == (11, 21)
+    assert lines[23] == "  ... 1 classes more" and lines[-1] == f"  0.2      231 {'#' * 40}"
+    assert lines[-2] == "mask, share of the image", "what does not occur has no line"
 
 
 def test_the_commands(tmp_path: Path) -> None:
