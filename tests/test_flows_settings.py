@@ -2,12 +2,14 @@
 
 import json
 import logging
+import os
 from pathlib import Path
 
 import pytest
 from in_process import run_command
 from tiny_triplets import write_tiny_triplets
 
+from flows.lock import locked
 from flows.profiles import check_profile, load_profile, record_configuration
 from flows.settings import parse_settings
 from flows.train_adapters import _tell_of_enlarged
@@ -64,6 +66,17 @@ def test_a_run_of_another_profile_is_left_alone(
     check_profile(tmp_path, load_profile("full", {"training.steps": 3}))
     (tmp_path / "config.json").write_text("{}")  # of an older version: the next start writes it anew
     check_profile(tmp_path, load_profile("miniature"))
+
+
+def test_a_run_in_use_is_left_alone_before_anything_is_started(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    write_tiny_triplets(tmp_path)
+    commands = (["run"], ["train-adapters"], ["ablate", "--only", "mid"], ["evaluate", "--calibrate"])
+    with locked(tmp_path):
+        for words in (["verify", str(tmp_path)], *([*command, "--run", str(tmp_path)] for command in commands)):
+            code, out, err = run_command(capsys, words)
+            assert (code, out) == (1, "") and f"{tmp_path} is in use by process {os.getpid()} on " in err
 
 
 def test_targets_smaller_than_the_backbones_images_are_told_of(
