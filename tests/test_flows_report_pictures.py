@@ -1,6 +1,7 @@
 """The report's pictures of a small evaluation: references as they are scored, and commands for any adapters."""
 
 import io
+import json
 import shlex
 import shutil
 from collections.abc import Iterator
@@ -23,7 +24,7 @@ from flows.pictures import from_data_uri
 from flows.profiles import Profile, load_profile
 from flows.report_attention import attention
 from flows.report_pictures import extremes, gallery
-from shards.files import read_tar_records
+from shards.files import read_json_lines, read_tar_records
 
 pytestmark = pytest.mark.usefixtures("tiny_server")
 Made = tuple[Profile, Path]
@@ -69,6 +70,27 @@ def test_commands_make_pictures_again_of_adapters_that_read_the_noun(
         (again,) = Path(words[words.index("--out") + 1]).glob("00-*.png")
         difference = np.asarray(Image.open(again), dtype=int) - np.asarray(Image.open(io.BytesIO(parts["png"])))
         assert np.abs(difference).max() <= 2
+
+
+def test_the_extremes_are_the_best_and_the_worst_case_of_a_subject(made: Made) -> None:
+    scored: dict[str, list[float]] = {}
+    for row in read_json_lines(made[1] / "evaluation" / "rows.jsonl"):
+        if row["variant"] == "adapters":
+            scored.setdefault(row["subject"], []).append(row["dino"])
+    most, least = extremes(*made)
+    assert "Most" in most["title"] and "Least" in least["title"]
+    best, worst = (sorted((pick(dino), name) for name, dino in scored.items()) for pick in (max, min))
+    assert [(card["dino"], card["subject"]) for card in most["cards"]] == best[:1:-1]
+    assert [(card["dino"], card["subject"]) for card in least["cards"]] == worst[:2]
+
+
+def test_the_attention_told_is_the_mean_of_pictures_and_layers(made: Made) -> None:
+    maps, layers = attention(*made), list[dict[str, float]]()
+    for path in sorted((made[1] / "evaluation" / "attention").glob("*.tar")):
+        ((_, parts),) = read_tar_records(path)
+        layers += json.loads(parts["json"])["layers"]
+    given, area = (sum(layer[name] for layer in layers) / len(layers) for name in ("attention", "area"))
+    assert maps is not None and f"gets {given:.0%} of their attention, on {area:.0%} of the area" in maps["text"]
 
 
 def test_references_are_shown_as_they_are_scored(made: Made) -> None:
