@@ -1,5 +1,6 @@
 """What a plan refuses before anything is made, which evaluations a profile has, and what makes a step anew."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -8,9 +9,10 @@ from tiny_profile import tiny_settings
 from tiny_triplets import write_tiny_triplets
 
 from flows.evaluation_plans import COMPARED, evaluations
-from flows.plans import pending, report_digest, report_is_current, training_step
+from flows.plans import description_step, pending, report_digest, report_is_current, training_step
 from flows.profiles import load_profile
 from flows.steps import Step
+from shards.markers import marker_path
 
 WITH_IP_ADAPTER = {"evaluation.variants": ["adapters", "ip-adapter"]}
 
@@ -77,3 +79,14 @@ def test_a_report_is_written_again_for_other_settings_results_or_another_name(tm
     assert report_is_current(profile, (tmp_path / "other").rename(run))
     write_tiny_triplets(run, shards=2, triplets_a_shard=2)
     assert not report_is_current(profile, run)
+
+
+def test_a_card_is_written_again_for_other_rejects_and_names_the_models_terms(tmp_path: Path) -> None:
+    (shard,) = write_tiny_triplets(tmp_path, shards=1, triplets_a_shard=2)
+    before = description_step(tmp_path)
+    content = json.loads(marker_path(shard).read_bytes())
+    content["rejects"]["sha256"] = "0" * 64
+    marker_path(shard).write_text(json.dumps(content))
+    assert description_step(tmp_path).digest != before.digest and before.recipe["models"] == {}
+    terms = description_step(tmp_path, load_profile("miniature")).recipe["models"]
+    assert len(terms) == 4 and set(terms.values()) == {"Apache-2.0, trained by this project"}
