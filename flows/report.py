@@ -22,6 +22,7 @@ from flows.report_dataset import reject_groups, run_markers, stage_rows
 from flows.report_pictures import extremes, gallery
 from flows.report_scores import scores, sweep
 from flows.report_training import training
+from flows.settings import setting_text
 from shards.files import replace_file
 from shards.markers import Marker
 from shards.triplets import Triplet, TripletShards, triplet_paths
@@ -74,7 +75,7 @@ def write_report(profile: Profile, run: Path) -> Path:
 def _command(name: str, profile: Profile, run: Path) -> str:
     words = ["dreamcache", name, "--profile", profile.name, "--run", str(run)]
     for name, value in changed_settings(profile).items():
-        words += ["--set", f"{name}={value if isinstance(value, str) else json.dumps(value)}"]
+        words += ["--set", setting_text(name, value)]
     return shlex.join(words)
 
 

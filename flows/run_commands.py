@@ -24,6 +24,7 @@ from flows.command import (
     run_flow,
 )
 from flows.profiles import Profile
+from flows.settings import setting_text
 from flows.ui import ui
 
 if TYPE_CHECKING:
@@ -60,7 +61,7 @@ def evaluate(
     if sum((images is not None, adapters is not None, calibrate, rows is not None)) != 1:
         fail("evaluate needs one of --images FOLDER, --adapters PLACE, --calibrate and --rows FOLDER", 2)
     given = list(settings or [])
-    given += [f"benchmark={json.dumps(str(dataset))}"] if dataset else []
+    given += [setting_text("benchmark", str(dataset))] if dataset else []
     chosen, folder, changed = configuration(profile, run, given, of_run=False)
     from flows.given import Given
     from flows.score_tables import calibration, calibration_table, recomputed, summary_table

@@ -7,7 +7,7 @@ import pytest
 from datagen.dedup import BlockedWords, normalized_words
 from datagen.taxonomy import load_taxonomy
 from flows.profiles import changed_settings, load_profile, miniature_checkpoints
-from flows.settings import parse_settings
+from flows.settings import parse_settings, setting_text
 
 
 def test_a_setting_reaches_its_stage_and_no_other() -> None:
@@ -72,6 +72,9 @@ def test_values_are_json_where_they_parse_as_such() -> None:
     assert parse_settings(texts) == {"a.b": 5.0, "c": None, "d": "runs/x", "e": "5", "f": [1, 2], "g": "a=b"}
     with pytest.raises(ValueError, match="not of the form name=value"):
         parse_settings(["images.steps"])
+    values = {"a.b": 5.0, "c": None, "d": "runs/x", "e": "30", "f": [1, 2], "g": "null", "h": "[", "i": '"quoted"'}
+    texts = [setting_text(name, value) for name, value in values.items()]
+    assert parse_settings(texts) == values and texts[2:4] == ["d=runs/x", 'e="30"']
 
 
 def test_changed_settings_make_the_profile_again() -> None:
