@@ -12,7 +12,11 @@ from dreamcache.backbone import load_backbone
 from flows.profiles import load_profile
 from miniature.adapters import publish
 
-LOG = "step,loss,lr,validation_right,validation_wrong,validation_none\n1,0.3,0.1,,,\n2,0.2,0.1,0.1,0.2,0.3\n"
+LOG = """step,loss,lr,validation_right,validation_wrong,validation_none
+1,0.3,0.1,0.4,0.5,0.6
+2,0.2,0.1,0.1,0.2,0.3
+3,0.2,0.1,,,
+"""
 
 
 def test_published_adapters_are_the_trained_ones_in_half_precision(tmp_path: Path) -> None:
@@ -26,8 +30,11 @@ def test_published_adapters_are_the_trained_ones_in_half_precision(tmp_path: Pat
     trained_by = profile.training.model_copy(update={"learning_rate": 0.125}).content()
     (run / "training" / "done.json").write_text(json.dumps({"recipe": {"settings": trained_by}}))
     (run / "triplets").mkdir()
-    (run / "triplets" / "00000.done.json").write_text('{"records_out": 7}')
-    (run / "training" / "log.csv").write_text(LOG.replace("0.1,0.2,0.3", ",,"))
+    for shard, count in enumerate((3, 4)):
+        (run / "triplets" / f"{shard:05d}.done.json").write_text(json.dumps({"records_out": count}))
+    (run / "training" / "log.csv").write_text(
+        "step,loss,lr,validation_right,validation_wrong,validation_none\n1,0.3,0.1,,,\n"
+    )
     with pytest.raises(FileNotFoundError, match="no held-out losses yet"):
         publish(run, tmp_path / "checkpoints")
     (run / "training" / "log.csv").write_text(LOG)
@@ -38,5 +45,6 @@ def test_published_adapters_are_the_trained_ones_in_half_precision(tmp_path: Pat
     for mine, theirs in zip(read.parameters(), trained.parameters(), strict=True):
         assert torch.equal(mine, theirs.half().float())
     card = (folder / "README.md").read_text()
-    said = ("7 triplets", "2 shards", "images of each: 3", "dtype float32", "rate 0.125", "right reference 0.10000")
-    assert all(words in card for words in said)
+    said = ("7 triplets", "2 shards", "images of each: 3", "dtype float32", "rate 0.125")
+    losses = ("right reference 0.10000", "wrong reference 0.20000", "no reference 0.30000")
+    assert all(words in card for words in (*said, *losses))
