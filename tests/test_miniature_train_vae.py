@@ -40,22 +40,31 @@ def test_latents_are_noisy_by_different_amounts_and_images_are_not() -> None:
     assert amounts.std() > 0.15 * MOST_NOISE
 
 
-def test_the_finished_autoencoder_learns_on_and_latents_stay_near(pool: Pool, tmp_path: Path) -> None:
+@pytest.fixture
+def few(pool: Pool, monkeypatch: pytest.MonkeyPatch) -> Pool:
+    """Fewer scenes of the pool, in smaller batches."""
+    monkeypatch.setattr(vae_whole, "BATCH", 2)
+    scenes = Pool(pool.folder)
+    scenes.scenes = pool.scenes[:8]
+    return scenes
+
+
+def test_the_finished_autoencoder_learns_on_and_latents_stay_near(few: Pool, tmp_path: Path) -> None:
     own = tmp_path / "checkpoints"
     shutil.copytree(CHECKPOINTS / FOLDER, own / FOLDER)
     before = AutoencoderKL.from_pretrained(own / FOLDER)
-    vae_whole.train(Workspace(pool, tmp_path / "states", own, torch.device("cpu"), steps=2))
+    vae_whole.train(Workspace(few, tmp_path / "states", own, torch.device("cpu"), steps=2))
     after = AutoencoderKL.from_pretrained(own / FOLDER)
-    images = pool.images([0, 1])
+    images = few.images([0, 1])
     old, new = (vae.encode(images).latent_dist.mean * vae.config["scaling_factor"] for vae in (before, after))
     assert 0 < (old - new).square().mean().sqrt() < 0.2
     assert not torch.equal(before.decode(old).sample, after.decode(old).sample)
 
 
-def test_a_stopped_training_goes_on_holding_latents_near_those_of_its_beginning(pool: Pool, tmp_path: Path) -> None:
+def test_a_stopped_training_goes_on_holding_latents_near_those_of_its_beginning(few: Pool, tmp_path: Path) -> None:
     own, states = tmp_path / "checkpoints", tmp_path / "states"
     shutil.copytree(CHECKPOINTS / FOLDER, own / FOLDER)
-    workspace = Workspace(pool, states, own, torch.device("cpu"), steps=1)
+    workspace = Workspace(few, states, own, torch.device("cpu"), steps=1)
     began = load(workspace).encoder.conv_in.weight
     vae_whole.train(workspace)
     assert not torch.equal(load(workspace).encoder.conv_in.weight, began)
