@@ -19,7 +19,7 @@ from transformers import BatchEncoding, CLIPConfig, CLIPImageProcessor, CLIPMode
 from miniature.grammar import vocabulary_text, with_article
 from miniature.places import PHRASES, PLACES
 from miniature.subjects import CLASSES
-from miniature.train.data import SIZE, flip_some
+from miniature.train.data import SIZE, Pool, flip_some
 from miniature.train.examples import pick, sample_phrase
 from miniature.train.loop import fit
 from miniature.train.tokenizers import TEXT_LENGTH, build_clip_tokenizer
@@ -88,6 +88,20 @@ def object_patches(masks: Tensor) -> Tensor:
     return F.avg_pool2d(masks[:, None], PATCH).flatten(1) >= 1 / 3
 
 
+def named_patches(pool: Pool, indices: list[int], flipped: Tensor) -> tuple[Tensor, Tensor, list[int]]:
+    """Image, patch and class index of every patch on an object of these scenes, those `flipped` mirrored."""
+    image, patch, wanted = [], [], []
+    for name in ("masks", "second_masks"):
+        masks = pool.masks(indices, name)
+        covered = object_patches(torch.where(flipped[:, None, None], masks.flip(-1), masks))
+        rows, columns = covered.nonzero(as_tuple=True)
+        image.append(rows)
+        patch.append(columns)
+        scenes = [pool.scenes[indices[row]] for row in rows.tolist()]
+        wanted += [CLASSES.index((scene if name == "masks" else scene["second"])["class"]) for scene in scenes]
+    return torch.cat(image), torch.cat(patch), wanted
+
+
 def text_vectors(clip: CLIPModel, tokens: BatchEncoding) -> Tensor:
     """Unit vectors of texts, (N, E)."""
     return F.normalize(clip.get_text_features(**tokens).pooler_output, dim=-1)
@@ -122,21 +136,13 @@ def train(workspace: Workspace) -> None:
         nouns = text_vectors(clip, noun_tokens)
         places = text_vectors(clip, tokens_of([pick(rng, PHRASES[place]) for place in PLACES]))
         classes = [CLASSES.index(scene["class"]) for scene in scenes]
-        seconds = [CLASSES.index(scene["second"]["class"]) if scene["second"] else 0 for scene in scenes]
         patches = clip.vision_model.post_layernorm(output.vision_model_output.last_hidden_state[:, 1:])
         truth = truth_table(list(stated), scenes).to(workspace.device)
         loss = matching_loss(scale * similarities(output.text_embeds, output.image_embeds), truth)
         loss = loss + naming(output.image_embeds, nouns, classes)
         loss = loss + naming(output.image_embeds, places, [PLACES.index(scene["place"]) for scene in scenes])
-        image, patch, wanted = [], [], []
-        for name, objects in (("masks", classes), ("second_masks", seconds)):
-            masks = workspace.pool.masks(indices, name)
-            covered = object_patches(torch.where(flipped[:, None, None], masks.flip(-1), masks))
-            rows, columns = covered.nonzero(as_tuple=True)
-            image.append(rows)
-            patch.append(columns)
-            wanted += [objects[row] for row in rows.tolist()]
-        seen = clip.visual_projection(patches[torch.cat(image), torch.cat(patch)])
+        image, patch, wanted = named_patches(workspace.pool, indices, flipped)
+        seen = clip.visual_projection(patches[image, patch])
         return loss + naming(F.normalize(seen, dim=-1), nouns, wanted)
 
     def save(average: nn.Module) -> None:
