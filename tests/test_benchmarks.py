@@ -1,7 +1,8 @@
 import io
+import itertools
 import re
 import time
-from contextlib import redirect_stdout
+from contextlib import nullcontext, redirect_stdout
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -35,6 +36,22 @@ def backbone(folder):
     return load_backbone(folder)
 
 
+@pytest.fixture
+def seconds(monkeypatch) -> dict[str, float]:
+    """What benchmarks are told that cases took, 1 s if nothing is said here; each case runs once."""
+    said: dict[str, float] = {}
+
+    def run_once(cases, rounds, device, around=None):
+        for name, case in cases.items():
+            with (around or {}).get(name, nullcontext)():
+                case()
+        return {name: [said.get(name, 1.0)] * rounds for name in cases}
+
+    for module in (kept_memory, sampling, table3, training):
+        monkeypatch.setattr(module, "paired_seconds", run_once)
+    return said
+
+
 def test_cases_run_by_turns_and_ratios_pair_rounds():
     order: list[str] = []
     cases = {"a": lambda: (order.append("a"), time.sleep(0.02)), "b": lambda: order.append("b")}
@@ -46,20 +63,29 @@ def test_cases_run_by_turns_and_ratios_pair_rounds():
         paired_seconds(cases, 0, CPU)
 
 
-def test_sampling_compares_equal_branches(folder, capsys):
-    assert sampling.main([str(folder), "--device", "cpu", "--steps", "1", "--rounds", "1"]) == 0
+def test_sampling_compares_equal_branches(folder, capsys, seconds):
+    seconds |= {"joint, conditioned": 2.0, "combined, conditioned": 3.0, "joint, IP-Adapter": 1.5}
+    seconds |= {"one U-Net pass": 2.0, "entering": 0.25}
+    assert sampling.main([str(folder), "--device", "cpu", "--steps", "2", "--rounds", "1"]) == 0
     out = capsys.readouterr().out
-    for line in ("joint, plain", "combined, plain"):
-        assert re.search(rf"{line} .* 1\.000 +0\.0 ms", out), out
-    assert all(name in out for name in ("joint, conditioned", "combined, conditioned", "joint, IP-Adapter"))
-    assert re.search(r"caching, the U-Net's part +[\d.]+ s +[\d.]+", out)
+    for name, ratio, added in (
+        ("joint, plain", "1.000", "0.0"),
+        ("combined, plain", "1.000", "0.0"),
+        ("joint, conditioned", "2.000", "500.0"),
+        ("combined, conditioned", "3.000", "1000.0"),
+        ("joint, IP-Adapter", "1.500", "250.0"),
+    ):
+        assert re.search(rf"{name} .* {re.escape(ratio)} +{re.escape(added)} ms", out), out
+    assert re.search(r"caching, the U-Net's part +1\.0000 s +0\.500", out), out
+    assert "Conditioned includes 250.0 ms once a batch" in out
 
 
-def test_kept_memory_is_measured_in_processes_by_turns(folder, capsys, monkeypatch):
+def test_kept_memory_is_measured_in_processes_by_turns(folder, capsys, monkeypatch, seconds):
     asked: list[str] = []
 
     def run(command: list[str], **_: object) -> SimpleNamespace:  # in this process: two others would take long to start
         asked.append(command[-1])
+        seconds["U-Net pass of 2 rows"] = {"kept": 1.0, "given back": 4.0}[command[-1]]
         with redirect_stdout(io.StringIO()) as said:
             assert kept_memory.main(command[3:]) == 0
         return SimpleNamespace(stdout=said.getvalue())
@@ -68,8 +94,9 @@ def test_kept_memory_is_measured_in_processes_by_turns(folder, capsys, monkeypat
     assert kept_memory.main([str(folder), "--rows", "2", "--passes", "1", "--rounds", "2"]) == 0
     assert asked == ["given back", "kept", "kept", "given back"]
     out = capsys.readouterr().out
-    for case in ("U-Net pass of 2 rows", "forward and backward pass of 2 rows", "decoding of 2 images"):
-        assert re.search(rf"{case} +[\d.]+ s +[\d.]+ s +[\d.]+", out), out
+    assert re.search(r"^U-Net pass of 2 rows +1\.000 s +4\.000 s +0\.25", out, re.MULTILINE), out
+    for case in ("forward and backward pass of 2 rows", "decoding of 2 images"):
+        assert re.search(rf"{case} +1\.000 s +1\.000 s +1\.00", out), out
 
 
 @torch.no_grad()
@@ -90,7 +117,8 @@ def test_plain_cases_are_plain_and_ip_adapter_is_taken_out_again(backbone):
     assert torch.equal(plain(), before)
 
 
-def test_lcm_and_compiled_sampling_are_measured(backbone, capsys, monkeypatch):
+def test_lcm_and_compiled_sampling_are_measured(backbone, capsys, monkeypatch, seconds):
+    seconds["conditioned"] = 4.0
     compiled = []
     # Compiling takes minutes; that it changes no result is tested beside `conditioned`.
     monkeypatch.setattr(backbone.unet, "compile", lambda: compiled.append(True))
@@ -100,29 +128,44 @@ def test_lcm_and_compiled_sampling_are_measured(backbone, capsys, monkeypatch):
     sampling.measure_compiled(backbone, adapters, cache, 1, 1, 1)
     assert compiled
     out = capsys.readouterr().out
-    assert len(re.findall(r"^conditioned +[\d.]+", out, re.MULTILINE)) == 2
+    assert re.findall(r"^conditioned +([\d.]+)(?: s)? +([\d.]+)", out, re.MULTILINE) == [
+        ("4.0000", "4.000"),
+        ("0.250", "4.000"),
+    ]
 
 
-def test_table3_says_what_it_extrapolates(folder, capsys):
+def test_table3_says_what_it_extrapolates(folder, capsys, monkeypatch, seconds):
+    halves = itertools.count(0, 0.5)
+    monkeypatch.setattr(table3, "time", SimpleNamespace(perf_counter=lambda: next(halves)))  # half a second a step
+    seconds |= {"caching": 3.0, "plain": 1.5, "joint": 2.0, "combined": 2.5}
     assert table3.main([str(folder), "--device", "cpu", "--steps", "3", "--rounds", "1"]) == 0
     out = capsys.readouterr().out
     assert "EXTRAPOLATED: 3 steps were measured, the other 97" in out
-    rows = {name: re.search(rf"^{name} .*", out, re.MULTILINE)[0].split() for name in ("plain", "joint", "combined")}
-    assert [row[1] for row in rows.values()] == ["2", "2", "3"] and rows["plain"][2] == "-"
-    to_cache, steps, together = (float(rows["joint"][n]) for n in (2, 4, 6))
-    assert together == pytest.approx(to_cache + steps, abs=2e-3)
+    for name, row in (
+        ("plain", "2 - 50.000 s 50.000 s"),
+        ("joint", "2 3.000 s 50.500 s 53.500 s"),
+        ("combined", "3 3.000 s 51.000 s 54.000 s"),
+    ):
+        assert f"{name} {row}" in re.sub(" +", " ", out), out
     with pytest.raises(SystemExit):
         table3.main([str(folder), "--device", "cpu", "--steps", "101"])
     assert "--steps must be 2 to 100, not 101" in capsys.readouterr().err
 
 
-def test_training_measures_four_loops(folder, capsys):
+def test_training_measures_four_loops(folder, capsys, seconds):
+    loops = (training.STORED, training.ONLINE, training.BASELINE, training.LORA)
+    seconds |= dict(zip(loops, (0.001, 0.002, 0.004, 0.0005), strict=True))
     assert training.main([str(folder), "--device", "cpu", "--batch-size", "2", "--rounds", "1"]) == 0
     out = capsys.readouterr().out
-    loops = (training.STORED, training.ONLINE, training.BASELINE, training.LORA)
-    tflop = {name: float(re.search(rf"^{re.escape(name)} +\S+ +\S+ +(\S+)", out, re.MULTILINE)[1]) for name in loops}
+    rows = {name: re.search(rf"^{re.escape(name)} +(.*)", out, re.MULTILINE)[1].split() for name in loops}
+    speed, ratio, tflop, share = (
+        {name: float(row[column].removesuffix("%")) for name, row in rows.items()} for column in range(4)
+    )
+    assert list(speed.values()) == [2000, 1000, 500, 4000] and list(ratio.values()) == [1, 2, 4, 0.5]
     # Encoding the reference costs something, and stopping nowhere costs more than stopping early.
     assert tflop[training.STORED] < tflop[training.ONLINE] and tflop[training.STORED] < tflop[training.BASELINE]
+    peak = float(re.search(r"TFLOP/s here, ([\d.e-]+) in float32", out)[1])
+    assert all(share[name] == pytest.approx(100 * speed[name] * tflop[name] / peak, rel=0.02, abs=1) for name in loops)
 
 
 def test_loops_that_are_compared_have_the_same_loss(backbone, tmp_path):
