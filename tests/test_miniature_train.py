@@ -14,9 +14,9 @@ from torch import nn
 
 from miniature.grammar import taxonomy, vocabulary_text
 from miniature.subjects import CLASSES
-from miniature.train import clip, data, detector, dino, latents, sam, unet
+from miniature.train import clip, data, detector, dino, latents, llama, sam, unet
 from miniature.train.data import Pool
-from miniature.train.examples import sample_phrase
+from miniature.train.examples import sample_phrase, sample_request
 from miniature.train.optimizers import Muon, Optimizers, orthogonalized
 from miniature.train.tokenizers import build_clip_tokenizer, build_llama_tokenizer
 from miniature.train.vae import FOLDER as VAE
@@ -246,3 +246,27 @@ def test_the_unet_has_the_block_layout_of_stable_diffusion_1_5() -> None:
     decoder = [f"up_blocks.{block}.attentions.{layer}" for block in (1, 2, 3) for layer in range(3)]
     encoder = [f"down_blocks.{block}.attentions.{layer}" for block in (0, 1, 2) for layer in range(2)]
     assert set(transformers) == {*encoder, *decoder, "mid_block.attentions.0"}
+
+
+def test_nearly_clean_timesteps_count_less() -> None:
+    weights = unet.timestep_weights(unet.build_scheduler())
+    assert len(weights) == 1000 and 0 < weights[0] < 0.01 and (weights[300:] == 1).all()
+    assert (weights[1:] >= weights[:-1]).all()
+
+
+def test_requests_are_fulfilled_by_their_captions_and_the_replies_alone_are_learned() -> None:
+    rng, (words, extras) = np.random.default_rng(0), (taxonomy()["places"], taxonomy()["extras"])
+    requests = [sample_request(rng) for _ in range(100)]
+    for request in requests:
+        assert f"{request.subject} " in request.caption and request.place in request.caption
+        assert request.place in words and (request.extra is None or request.extra in request.caption)
+        assert request.extra is not None or not any(extra in request.caption for extra in extras)
+    assert 40 < sum(request.extra is not None for request in requests) < 80
+    examples = [llama.sample_example(rng) for _ in range(3)]
+    tokenizer = build_llama_tokenizer(["".join(example) for example in examples])
+    batch = llama.batch_of(tokenizer, examples)
+    for row, (prompt, reply) in enumerate(examples):
+        ids, labels = (batch[name][row][batch["attention_mask"][row] == 1] for name in ("input_ids", "labels"))
+        assert tokenizer.decode(ids) == f"<|begin_of_text|>{prompt}{reply}<|end_of_text|>"
+        assert tokenizer.decode(labels[labels != -100]) == f"{reply}<|end_of_text|>"
+        assert (ids == labels)[labels != -100].all() and (batch["labels"][row] != -100).sum() == (labels != -100).sum()

@@ -44,6 +44,22 @@ def sample_example(rng: np.random.Generator) -> tuple[str, str]:
     return render_prompt(request.subject, request.place, request.extra), render_reply(reply)
 
 
+def batch_of(tokenizer: PreTrainedTokenizerFast, examples: list[tuple[str, str]]) -> dict[str, Tensor]:
+    """Prompts with their replies as a Llama's arguments, (B, length) each; only replies are learned."""
+    rows, answered = [], []
+    for prompt, reply in examples:
+        before = [tokenizer.bos_token_id, *tokenizer.encode(prompt, add_special_tokens=False)]
+        after = [*tokenizer.encode(reply, add_special_tokens=False), tokenizer.eos_token_id]
+        rows.append(before + after)
+        answered.append([-100] * len(before) + after)
+    length = max(map(len, rows))
+    return {
+        "input_ids": torch.tensor([row + [tokenizer.pad_token_id] * (length - len(row)) for row in rows]),
+        "labels": torch.tensor([row + [-100] * (length - len(row)) for row in answered]),
+        "attention_mask": torch.tensor([[1] * len(row) + [0] * (length - len(row)) for row in rows]),
+    }
+
+
 def train(workspace: Workspace) -> None:
     torch.manual_seed(0)
     rng = np.random.default_rng(0)
@@ -52,19 +68,8 @@ def train(workspace: Workspace) -> None:
 
     def loss_at(step: int, _generator: torch.Generator) -> Tensor:
         rng = np.random.default_rng([1, step, process_rank()])
-        rows, answered = [], []
-        for _ in range(BATCH):
-            prompt, reply = sample_example(rng)
-            before = [tokenizer.bos_token_id, *tokenizer.encode(prompt, add_special_tokens=False)]
-            after = [*tokenizer.encode(reply, add_special_tokens=False), tokenizer.eos_token_id]
-            rows.append(before + after)
-            answered.append([-100] * len(before) + after)
-        length = max(map(len, rows))
-        ids = torch.tensor([row + [tokenizer.pad_token_id] * (length - len(row)) for row in rows])
-        labels = torch.tensor([row + [-100] * (length - len(row)) for row in answered])
-        mask = torch.tensor([[1] * len(row) + [0] * (length - len(row)) for row in rows])
-        ids, labels, mask = (tensor.to(workspace.device) for tensor in (ids, labels, mask))
-        return llama(input_ids=ids, attention_mask=mask, labels=labels).loss
+        batch = batch_of(tokenizer, [sample_example(rng) for _ in range(BATCH)])
+        return llama(**{name: tensor.to(workspace.device) for name, tensor in batch.items()}).loss
 
     def save(average: nn.Module) -> None:
         finished = copy.deepcopy(average)

@@ -46,6 +46,12 @@ def build_scheduler() -> DDIMScheduler:
     )
 
 
+def timestep_weights(scheduler: DDIMScheduler) -> Tensor:
+    """How much the error of each timestep counts: 1, less where the signal is above SNR_CAP times the noise."""
+    signal_to_noise = scheduler.alphas_cumprod / (1 - scheduler.alphas_cumprod)
+    return (SNR_CAP / signal_to_noise).clamp(max=1.0)
+
+
 class Denoiser(nn.Module):
     """U-Net and text encoder, trained together: unlike SD 1.5's frozen one, this encoder has not read the web."""
 
@@ -64,7 +70,7 @@ def train(workspace: Workspace) -> None:
     vae = load_vae(workspace).requires_grad_(False)
     pool = LatentPool.of(workspace, vae, tokenizer)
     scheduler = build_scheduler()
-    signal_to_noise = scheduler.alphas_cumprod / (1 - scheduler.alphas_cumprod)
+    weights = timestep_weights(scheduler)
     unet = build(vae.config.latent_channels, clip.config.text_config.hidden_size)
     unet = workspace.beginning("stable-diffusion/unet", unet)
     text_encoder = workspace.beginning("stable-diffusion/text_encoder", text_encoder)
@@ -76,15 +82,14 @@ def train(workspace: Workspace) -> None:
 
     def loss_at(_step: int, generator: torch.Generator) -> Tensor:
         batch = pool.sample(workspace.batch or BATCH, generator)
-        timesteps = torch.randint(len(signal_to_noise), (len(batch.tokens),), generator=generator)
+        timesteps = torch.randint(len(weights), (len(batch.tokens),), generator=generator)
         noise = torch.randn(batch.latents.shape, generator=generator).to(workspace.device)
         noisy = scheduler.add_noise(batch.latents, noise, timesteps)
         text = model.text_encoder(batch.tokens)[0]
         predicted = model.unet(noisy, timesteps.to(workspace.device), text).sample
         errors = F.mse_loss(predicted, noise, reduction="none").mean(1)
         errors = (batch.importance * errors).sum((1, 2)) / batch.importance.sum((1, 2))
-        weights = (SNR_CAP / signal_to_noise[timesteps]).clamp(max=1.0).to(workspace.device)
-        return (weights * errors).mean()
+        return (weights[timesteps].to(workspace.device) * errors).mean()
 
     def save(average: nn.Module) -> None:
         finished = copy.deepcopy(average).half()
