@@ -1,13 +1,15 @@
 """Rows of training: each visit's own draws, what is stored for whom, and what held-out triplets are measured by."""
 
 import copy
+import itertools
 import shutil
 from dataclasses import replace
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from test_dreamcache_adapters import moved_adapters
-from tiny_triplets import write_tiny_triplets
+from tiny_triplets import tiny_triplet, write_tiny_triplets
 
 from dreamcache import validation
 from dreamcache.backbone import load_backbone
@@ -22,7 +24,7 @@ from dreamcache.validation import (
     target_tensor,
     validation_losses,
 )
-from shards.triplets import TripletShards
+from shards.triplets import TripletShards, write_triplets
 
 CONFIG = TrainingConfig(steps=8, batch_size=4, held_out=0.3)
 
@@ -50,11 +52,19 @@ def test_stored_references_take_turns_and_are_their_own_triplets(backbone, paths
     shards = TripletShards(paths)
     for augmented in (True, False):
         config = CONFIG.model_copy(update={"reference_variants": 2, "augment_references": augmented})
-        data = TrainingData(shards, config, backbone, store_latents(backbone, shards, config))
+        files = store_latents(backbone, shards, config)
+        data, stored = TrainingData(shards, config, backbone, files), [load_file(file) for file in files]
         epoch, seen = len(data.order), {}
         for number in range(2 * epoch):
             shard, place = data.order.at(*data.order.locate(number))
             seen.setdefault((shard, data.kept[shard][place]), []).append(data[number]["reference_latents"])
+        shown = {
+            variant
+            for (shard, index), visits in seen.items()
+            for variant in range(2)
+            if torch.equal(visits[0], stored[shard][f"references.{variant}"][index])
+        }
+        assert shown == {0, 1}, "an epoch shows some triplets by one, some by the other"
         first = [visits[0] for visits in seen.values()]
         assert len(seen) == epoch and len({latents.numpy().tobytes() for latents in first}) == epoch
         for (shard, index), (one, other) in seen.items():
@@ -66,6 +76,18 @@ def test_stored_references_take_turns_and_are_their_own_triplets(backbone, paths
                 expected = backbone.encode_images(shown[None])[0]
                 torch.testing.assert_close(one, expected, rtol=1e-4, atol=1e-4)
                 assert torch.equal(one, other)
+
+
+def test_triplets_of_one_picture_have_references_of_their_own(backbone, tmp_path):
+    one = tiny_triplet(0)
+    twins = [replace(one, key=key, record={**one.record, "key": key}) for key in ("00000", "00001")]
+    shards = TripletShards([write_triplets(tmp_path, 0, twins, "tests")])
+    config = CONFIG.model_copy(update={"reference_variants": 2})
+    stored = load_file(store_latents(backbone, shards, config)[0])
+    torch.testing.assert_close(*stored["latents"])
+    references = torch.cat([stored["references.0"], stored["references.1"]])
+    for first, second in itertools.combinations(references, 2):
+        assert not torch.allclose(first, second, atol=1e-2)
 
 
 def test_latents_of_another_backbone_dtype_or_shard_are_not_read(backbone, tmp_path):
