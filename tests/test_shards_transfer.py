@@ -97,6 +97,10 @@ def test_what_vouches_for_a_folder_goes_first_and_comes_last(server: ObjectStore
     bring_step(run / "training", {"version": 1})
     read = [one.rpartition("/")[2] for one in server.requests if one.startswith("GET")]
     assert read == ["done.json", "weights", "done.json"]
+    server.requests.clear()
+    pull(run, tmp_path / "copy", lambda done, total: None)
+    read = [one.rpartition("/")[2] for one in server.requests if one.startswith("GET")]
+    assert read == ["weights", "done.json"]
 
 
 def test_a_copy_follows_its_run_and_vouches_for_nothing_meanwhile(
