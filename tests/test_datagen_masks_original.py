@@ -91,8 +91,11 @@ def test_masks_agree_with_the_port(original: MasksConfig, engines: Engines, port
         assert one.masks.any() and not one.masks.all()
         assert (one.masks == other.masks).mean() > 0.99
         assert np.allclose(one.predicted_iou, other.predicted_iou, atol=0.01)
-    single = OriginalMaskCutter(original.model_copy(update={"multimask": False})).cut(images[:1], boxes[:1])
-    assert single[0].masks.shape == (1, 200, 320)
+    single = OriginalMaskCutter(original.model_copy(update={"multimask": False}))
+    assert single.cut(images[:1], boxes[:1])[0].masks.shape == (1, 200, 320)
+    with torch.no_grad():
+        single.model.mask_decoder.iou_prediction_head.layers[-1].bias.add_(9.0)
+    assert single.cut(images[:1], boxes[:1])[0].predicted_iou == [1.0]  # an estimate of more is none of an IoU
 
 
 def test_bfloat16_cuts_the_same(original: MasksConfig, engines: Engines) -> None:
