@@ -34,7 +34,7 @@ def test_what_ships_passes_and_what_is_mixed_up_fails(
 ) -> None:
     held_out = check.held_out
     monkeypatch.setattr(check, "held_out", lambda count, **fixed: held_out(min(count, 3), **fixed))
-    assert all(line.value >= line.mark for line in check.CHECKS[name](CHECKPOINTS, **numbers))
+    assert all(line.passed for line in check.CHECKS[name](CHECKPOINTS, **numbers))
     for part in needs:
         copy = shutil.copytree if (CHECKPOINTS / part).is_dir() else shutil.copyfile
         copy(CHECKPOINTS / part, tmp_path / part)
@@ -44,7 +44,20 @@ def test_what_ships_passes_and_what_is_mixed_up_fails(
         for weight in weights.values():
             weight.copy_(weight.flatten()[torch.randperm(weight.numel(), generator=generator)].view_as(weight))
         save_file(weights, file, {"format": "pt"})
-    assert any(line.value < line.mark for line in check.CHECKS[name](tmp_path, **numbers))
+    assert not all(line.passed for line in check.CHECKS[name](tmp_path, **numbers))
+
+
+@pytest.mark.parametrize(
+    ("others", "nearest"),
+    [
+        ([[0.8, 0.6], [0.6, 0.8], [0.0, 1.0]], True),
+        ([[0.6, 0.8], [0.8, 0.6], [0.0, 1.0]], False),
+        ([[0.8, 0.6], [0.8, 0.6], [0.8, 0.6]], False),  # all are embedded alike
+        ([[float("nan")] * 2] * 3, False),
+    ],
+)
+def test_an_instance_is_found_only_if_it_alone_is_nearest(others: list[list[float]], nearest: bool) -> None:
+    assert check.is_nearest(torch.tensor([[1.0, 0.0], *others])) is nearest
 
 
 @pytest.mark.parametrize(
@@ -53,7 +66,8 @@ def test_what_ships_passes_and_what_is_mixed_up_fails(
         (["good"], 0, "pass  one: 2 (mark 1)"),
         (["fair", "good"], 0, "pass  one: 1% (mark 1%)"),
         ([], 1, "FAIL  one: 0.5% (mark 1%)"),
-        (["god"], 2, "no check named god: choose from good, fair, bad"),
+        (["broken"], 1, "FAIL  one: nan (mark 1)"),
+        (["god"], 2, "no check named god: choose from good, fair, bad, broken"),
     ],
 )
 def test_the_command_fails_with_any_check(
@@ -66,6 +80,7 @@ def test_the_command_fails_with_any_check(
         "good": lambda _: of(Line("one", 2, 1)),
         "fair": lambda _: of(Line("one", 1, 1, "%")),
         "bad": lambda _: of(Line("one", 0.5, 1, "%"), Line("another", 2, 1)),
+        "broken": lambda _: of(Line("one", float("nan"), 1)),
     }
     monkeypatch.setattr(check, "CHECKS", checks)
     monkeypatch.setattr(sys, "argv", ["check", *words])
