@@ -6,7 +6,7 @@ import functools
 import json
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Set
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -52,12 +52,23 @@ def make_evaluation(
     step = scored_step(evaluation, name, inputs)
     step.reopen()
     rows, real_rows = score_cases(evaluation)
+    _tell_of_lost(evaluation, name, {row["variant"] for row in rows})
     summary = summarize(rows, real_rows) if evaluation.config.variants else calibrate(real_rows)
     write_results(step.folder, rows, real_rows, summary)
     files = [step.folder / file for file in ("rows.jsonl", "real.jsonl", "summary.json")] + outputs(step.folder)
     took = round(time.monotonic() - started, 1)
     step.finish(files, {"seconds": took, "seconds_by_part": _seconds_by_part(evaluation, name)})
     _show(name, summary)
+
+
+def _tell_of_lost(evaluation: Evaluation, name: str, scored: Set[str]) -> None:
+    """Warn of kinds of images that were all rejected, and raise ValueError where no others are left."""
+    for variant in evaluation.config.variants:
+        if variant not in scored:
+            said = f"{name}: all images of {variant} were rejected, why the .rejects.jsonl in {evaluation.folder} say"
+            if not scored:
+                raise ValueError(said)
+            log.warning("%s", said)
 
 
 def make_references(evaluation: Evaluation, profile: Profile, name: str) -> None:

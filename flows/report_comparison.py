@@ -34,8 +34,9 @@ def comparison(profile: Profile, run: Path) -> dict[str, Any] | None:
     summary = json.loads((run / TRAINED / SUMMARY).read_bytes())
     variants = {(ROLES[name][0], STYLES[name]): kinds["overall"] for name, kinds in summary["variants"].items()}
     if COMPARED in current:
-        committed = json.loads((run / COMPARED / SUMMARY).read_bytes())["variants"]["adapters"]["overall"]
-        variants[COMMITTED["adapters"], "accent"] = committed
+        committed = json.loads((run / COMPARED / SUMMARY).read_bytes())["variants"]
+        if "adapters" in committed:  # not all of their images were rejected
+            variants[COMMITTED["adapters"], "accent"] = committed["adapters"]["overall"]
     rows = list(read_json_lines(run / TRAINED / ROWS))
     return {
         "paper": _beside_the_paper(profile, summary, variants),

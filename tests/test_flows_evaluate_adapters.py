@@ -76,6 +76,26 @@ def test_the_authors_file_and_ours_score_alike(
     assert found[0]["variants"] == found[1]["variants"]
 
 
+def test_images_that_were_all_rejected_are_told(
+    adapters: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    huge = AdapterSet.from_pretrained(adapters)
+    for parameter in huge.parameters():
+        parameter.data.fill_(1e30)
+    huge.save_pretrained(tmp_path / "huge")
+    text = "evaluation-of-huge: all images of adapters were rejected"
+
+    def scored(variants: str) -> Said:
+        words = ("--set", "evaluation.subjects=1", "--set", f"evaluation.variants={variants}")
+        return evaluate(capsys, tmp_path / "run", tmp_path / "huge", *words)
+
+    said = scored('["adapters"]')
+    assert said.code == 1 and text in said.err, said
+    caplog.clear()
+    said = scored('["no-adapters", "adapters"]')
+    assert said.code == 0 and text in caplog.text and "no-adapters" in said.out, said
+
+
 def test_what_is_wrong_is_one_line(adapters: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     other = json.loads((adapters / "config.json").read_text()) | {"backbone_identity": "0" * 64}
     shutil.copytree(adapters, tmp_path / "others")
