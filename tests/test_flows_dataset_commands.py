@@ -232,13 +232,13 @@ def test_a_pull_is_from_a_store_into_a_folder(tmp_path: Path, capsys: pytest.Cap
 
 
 def test_a_datasets_counts_are_bars_the_rarest_classes_left_out() -> None:
-    counted = {"triplets": 231, "shards": 2, "bytes": 1_540_000, "classes": {f"class {n}": 21 - n for n in range(21)}}
+    counted = {"triplets": 231, "shards": 2, "bytes": 2_540_000, "classes": {f"class {n}": 21 - n for n in range(21)}}
     gates = {"in": 300, "out": 231, "rejected": {"subject too small": 60, "no box": 9}}
     shares = {"0.1": 0, "0.2": 231}
     more = {"stages": {"gates": gates}, "caption_words": {"histogram": {}}, "mask_area": {"histogram": shares}}
     lines = list(statistics_lines(counted | more))
     assert lines[:3] == [
-        "231 triplets in 2 shards, 1.5 MB",
+        "231 triplets in 2 shards, 2.5 MB",
         "  gates: 300 in, 231 out; rejected: subject too small 60, no box 9",
         "classes",
     ]

@@ -76,8 +76,10 @@ def test_a_report_is_written_again_for_other_settings_results_or_another_name(tm
     assert report_is_current(profile, run)
     assert not report_is_current(load_profile("miniature", {"training.steps": 7}), run)
     assert not report_is_current(profile, run.rename(tmp_path / "other"))
-    assert report_is_current(profile, (tmp_path / "other").rename(run))
-    write_tiny_triplets(run, shards=2, triplets_a_shard=2)
+    (tmp_path / "elsewhere").mkdir()
+    run = (tmp_path / "other").rename(tmp_path / "elsewhere" / "run")
+    assert report_is_current(profile, run)
+    (run / "triplets" / "00000.done.json").write_text("{}")
     assert not report_is_current(profile, run)
 
 

@@ -14,7 +14,7 @@ from shards.markers import FileState, Marker
 
 def marker(records_in: int, records_out: int, seconds: float, size: int) -> Marker:
     rejected = {"too dark": records_in - records_out}
-    files = FileState(size - 24, "0" * 64, 0), FileState(24, "0" * 64, 0)
+    files = FileState(size - size // 4, "0" * 64, 0), FileState(size // 4, "0" * 64, 0)
     return Marker("0" * 64, {}, records_in, records_out, rejected, *files, {"seconds": seconds})
 
 
