@@ -191,6 +191,7 @@ def test_a_server_is_waited_for_within_reason(monkeypatch: pytest.MonkeyPatch) -
     assert len(asked) == 1, "what the server refuses it will refuse again"
     with pytest.raises(RuntimeError, match="the Prefect server did not answer for 0:10:00: .*503"):
         answer(503)
+    assert len(asked) == 5, "every 200 s, for more than 10 minutes"
 
 
 def test_a_deployment_that_is_not_there_is_named(site: Site) -> None:

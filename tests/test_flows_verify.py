@@ -99,6 +99,7 @@ DAMAGE: dict[str, tuple[str, Callable[[Path], object], str, list[str]]] = {
     "stray": ("masks/00000.tar.tmp-1-0a", lambda path: path.write_bytes(b"x"), "a stray temporary file", []),
     "partial": ("config.json.partial", lambda path: path.write_bytes(b"x"), "a stray temporary file", []),
     "card": ("triplets/README.md", lambda path: path.write_text("mine"), "cut short: 4 of", []),
+    "no marker": ("triplets/done.json", lambda path: path.write_text("{}"), "not a readable marker", []),
 }
 
 
