@@ -182,12 +182,16 @@ def test_prompts_are_of_an_object_that_the_picture_shows(pool: Pool, monkeypatch
 
 def test_mask_losses_are_of_each_candidate_and_know_its_overlap() -> None:
     masks = torch.zeros(1, 128, 128)
-    masks[:, 32:64, 32:96] = 1.0
-    small = nn.functional.interpolate(masks[:, None], (32, 32), mode="area")[0, 0]
+    masks[:, 32:65, 32:96] = 1.0
+    small = nn.functional.interpolate(masks[:, None], (32, 32), mode="area")[0, 0]  # of 132 pixels, its edge a quarter
     half = small * (torch.arange(32) < 16)
-    losses, overlaps = sam.mask_losses(torch.stack([small, half, 1 - small])[None] * 40 - 20, masks)
-    assert overlaps[0].tolist() == [1.0, 0.5, 0.0]
-    assert losses[0, 0] < 0.01 < losses[0, 1] < losses[0, 2]
+    certain = torch.stack([small, half, 1 - small]) * 40 - 20
+    losses, overlaps = sam.mask_losses(torch.cat([certain, torch.full((1, 32, 32), 0.25)])[None], masks)
+    assert overlaps[0].tolist() == [1.0, 0.5, 0.0, 0.125]
+    assert losses[0, 0] < 0.3 < losses[0, 1] < losses[0, 2]
+    likely = 1 / (1 + math.exp(-0.25))
+    entropy, dice = -math.log(likely) + 0.25 * 892 / 1024, 1 - (2 * likely * 132 + 1) / (likely * 1024 + 132 + 1)
+    assert losses[0, 3] == pytest.approx(5 * entropy + dice)
 
 
 def test_refining_begins_from_the_finished_checkpoint(pool: Pool, tmp_path: Path) -> None:
