@@ -30,8 +30,8 @@ def test_compared_adapters_have_their_losses_weighted_as_the_runs_own(tmp_path: 
     others = {"held_out": 0.5, "validation_triplets": 3, "min_snr_gamma": None, "subject_weight": 1.0}
     for setting in (*({f"training.{name}": value} for name, value in others.items()), {"evaluation.dtype": "bfloat16"}):
         assert held_out_inputs(load_profile("miniature", {**own, **setting}), tmp_path, COMPARED) != before
-    write_tiny_triplets(tmp_path / "others", triplets_a_shard=3)
-    assert held_out_inputs(profile, tmp_path / "others", COMPARED) != before
+    write_tiny_triplets(tmp_path / "others", triplets_a_shard=11)
+    assert held_out_inputs(profile, tmp_path / "others", COMPARED) not in ({}, before)
     assert held_out_inputs(profile, tmp_path, TRAINED) == {}
     said = training(profile, tmp_path)
     assert said is not None

@@ -168,6 +168,10 @@ def test_a_runs_own_profile_settings_and_adapters_are_used(tmp_path: Path) -> No
     assert _models(None, tmp_path, None, None) == (load_profile("full", settings), str(own))
     shipped = load_profile("miniature")
     assert _models(None, None, None, None) == (shipped, shipped.compare_with)
+    (small := tmp_path / "small").mkdir()
+    record_configuration(small, shipped)  # a run's adapters are its own, whatever ships with its profile
+    with pytest.raises(FileNotFoundError, match=f"{small} has no trained adapters"):
+        _models(None, small, None, None)
 
 
 def test_on_white_by_the_edge(made: Path) -> None:
