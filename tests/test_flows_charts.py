@@ -13,8 +13,9 @@ def drawn(*lines: Line) -> ElementTree.Element:
 
 
 def test_points_stand_by_their_values_and_axes_are_labelled() -> None:
-    page = drawn(Line("held & out", [(0, 0.12), (50, math.nan), (100, 0.47)], "right", ["a", "b", "c"]))
+    page = drawn(Line("held & out", [(0, 0.12), (50, math.nan), (105, 0.47)], "right", ["a", "b", "c"]))
     (curve,) = page.findall(f"{SVG}polyline")
+    assert curve.findtext(f"{SVG}title") == "held & out"
     (x_first, y_first), (x_last, y_last) = (map(float, point.split(",")) for point in curve.attrib["points"].split())
     assert (x_first, x_last) == (LEFT, WIDTH - RIGHT) and TOP < y_last < y_first < HEIGHT
     ticks = [(text.text, float(text.attrib["y"]) - 4) for text in page.findall(f"{SVG}text[@text-anchor='end']")]
@@ -23,7 +24,8 @@ def test_points_stand_by_their_values_and_axes_are_labelled() -> None:
     share = (at["0.1"] - y_first) / (at["0.1"] - at["0.5"])  # of the way from 0.1 to 0.5
     assert abs(share - 0.05) < 0.01 and abs(y_last - at["0.5"]) < abs(at["0.4"] - y_last)
     texts = [text.text for text in page.findall(f"{SVG}text")]
-    assert {"0", "20", "100", "step", "held & out", "a"} <= set(texts) and len(page.findall(f"{SVG}circle")) == 2
+    assert {"0", "20", "100", "step", "held & out", "a"} <= set(texts) and "120" not in texts
+    assert len(page.findall(f"{SVG}circle")) == 2
 
 
 def test_labels_of_curves_that_end_together_are_set_apart() -> None:

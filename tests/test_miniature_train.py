@@ -267,6 +267,8 @@ def test_requests_are_fulfilled_by_their_captions_and_the_replies_alone_are_lear
         assert request.extra is not None or not any(extra in request.caption for extra in extras)
     assert 40 < sum(request.extra is not None for request in requests) < 80
     examples = [llama.sample_example(rng) for _ in range(3)]
+    asked = [f"Detail: {extra}\n" in prompt for prompt, reply in examples for extra in extras if extra in reply]
+    assert asked and all(asked)
     tokenizer = build_llama_tokenizer(["".join(example) for example in examples])
     batch = llama.batch_of(tokenizer, examples)
     for row, (prompt, reply) in enumerate(examples):

@@ -4,6 +4,7 @@ import errno
 from types import SimpleNamespace
 from typing import Any
 
+import httpx
 import pytest
 from huggingface_hub import constants
 from huggingface_hub.errors import EntryNotFoundError, GatedRepoError, HfHubHTTPError
@@ -16,8 +17,8 @@ def answered(status: int, kind: type[HfHubHTTPError] = HfHubHTTPError) -> HfHubH
     return kind(f"answered {status}", response=response)
 
 
-def caused(error: Exception, by: Exception) -> Exception:
-    error.__cause__ = by
+def caused(error: Exception, by: Exception, said: str = "__cause__") -> Exception:
+    setattr(error, said, by)
     return error
 
 
@@ -37,6 +38,7 @@ def caused(error: Exception, by: Exception) -> Exception:
         (OSError("no weights in it"), False),
         (caused(EntryNotFoundError("not in the cache"), ConnectionError("no route")), True),
         (caused(EntryNotFoundError("not in the cache"), answered(404)), False),
+        (caused(ValueError("no answer"), httpx.ReadError("cut off"), "__context__"), True),
     ],
 )
 def test_what_may_pass_is_told_from_what_would_end_alike(
