@@ -6,7 +6,9 @@ import shlex
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from random import Random
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -72,9 +74,14 @@ def test_commands_make_pictures_again_of_adapters_that_read_the_noun(
         assert np.abs(difference).max() <= 2
 
 
-def test_the_extremes_are_the_best_and_the_worst_case_of_a_subject(made: Made) -> None:
+def test_the_extremes_are_the_best_and_the_worst_case_of_a_subject(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
+    def read(path: Path) -> Iterator[dict[str, Any]]:
+        for row in read_json_lines(path):  # here a subject has but one
+            yield from (row, row | {"dino": row["dino"] / 2})
+
+    monkeypatch.setattr("flows.report_pictures.read_json_lines", read)
     scored: dict[str, list[float]] = {}
-    for row in read_json_lines(made[1] / "evaluation" / "rows.jsonl"):
+    for row in read(made[1] / "evaluation" / "rows.jsonl"):
         if row["variant"] == "adapters":
             scored.setdefault(row["subject"], []).append(row["dino"])
     most, least = extremes(*made)
@@ -84,11 +91,19 @@ def test_the_extremes_are_the_best_and_the_worst_case_of_a_subject(made: Made) -
     assert [(card["dino"], card["subject"]) for card in least["cards"]] == worst[:2]
 
 
-def test_the_attention_told_is_the_mean_of_pictures_and_layers(made: Made) -> None:
-    maps, layers = attention(*made), list[dict[str, float]]()
-    for path in sorted((made[1] / "evaluation" / "attention").glob("*.tar")):
-        ((_, parts),) = read_tar_records(path)
-        layers += json.loads(parts["json"])["layers"]
+def test_the_attention_told_is_the_mean_of_pictures_and_layers(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
+    shares, layers = Random(0), list[dict[str, float]]()
+
+    def read(path: Path) -> Iterator[tuple[str, dict[str, bytes]]]:
+        for key, parts in read_tar_records(path):
+            record = json.loads(parts["json"])
+            for layer in record["layers"]:  # these adapters have learned nothing: all of theirs are alike
+                layer |= {"attention": shares.random(), "area": shares.random() / 2}
+            layers.extend(record["layers"])
+            yield key, parts | {"json": json.dumps(record).encode()}
+
+    monkeypatch.setattr("flows.report_attention.read_tar_records", read)
+    maps = attention(*made)
     given, area = (sum(layer[name] for layer in layers) / len(layers) for name in ("attention", "area"))
     assert maps is not None and f"gets {given:.0%} of their attention, on {area:.0%} of the area" in maps["text"]
 
