@@ -67,8 +67,7 @@ def test_segmenter_proposes_masks_of_the_images_size(multimask: bool) -> None:
     config = tiny_dataset_config(tiny_models()).masks.model_copy(update={"multimask": multimask})
     cutter = TransformersMaskCutter(config)
     for moved, wanted in ((9.0, 1.0), (-18.0, 0.0)):  # estimates of the model's own that no IoU can be
-        with torch.no_grad():
-            cutter.model.mask_decoder.iou_prediction_head.proj_out.bias.add_(moved)
+        cutter.model.mask_decoder.iou_prediction_head.proj_out.bias.detach().add_(moved)
         for one in cutter.cut(pictures(2, 96), [(10.0, 10.0, 50.0, 60.0), (0.0, 0.0, 96.0, 96.0)]):
             assert one.masks.dtype == bool and one.masks.shape == (3 if multimask else 1, 96, 96)
             assert one.predicted_iou == [wanted] * len(one.masks)
