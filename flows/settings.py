@@ -32,7 +32,7 @@ def parse_settings(texts: Iterable[str]) -> dict[str, Any]:
 def setting_text(name: str, value: Any) -> str:
     """The `NAME=VALUE` that `parse_settings` reads as this very value; a string is bare where it stays one."""
     text = f"{name}={value}"
-    return text if isinstance(value, str) and parse_settings([text])[name] == value else f"{name}={json.dumps(value)}"
+    return text if parse_settings([text])[name] == value else f"{name}={json.dumps(value)}"
 
 
 def with_settings(model: Model, settings: Mapping[str, Any]) -> Model:
