@@ -28,7 +28,7 @@ readme: $(INSTALLED)
 	$(BIN)/python -m pytest -x -m readme tests/test_readme.py
 
 # A build whose parent is killed; and `make demo` killed in each of its stages, started again, and compared with an
-# undisturbed one: 15 minutes or more.
+# undisturbed one: half an hour.
 kills: $(INSTALLED)
 	$(BIN)/python -m pytest -m kills tests/test_flows_cli.py tests/test_demo_kills.py
 

@@ -1,6 +1,6 @@
 """`make demo` killed by SIGKILL in every stage and started again, with the miniature's real checkpoints.
 
-`make kills` runs it, in 15 minutes or more. DREAMCACHE_KILLS_SETTINGS makes the demo smaller while this test
+`make kills` runs it, in half an hour. DREAMCACHE_KILLS_SETTINGS makes the demo smaller while this test
 is worked on: "--set shards=2 --set training.steps=20".
 """
 
