@@ -1,5 +1,7 @@
 """A build on Prefect workers whose wall clock jumps under server, workers, blocks and planning process alike."""
 
+import os
+import signal
 import time
 from pathlib import Path
 
@@ -47,9 +49,20 @@ def test_a_build_goes_on_when_the_clock_jumps(tmp_path: Path) -> None:
                     plan = site.plan()
                 time.sleep(0.1)
 
+        def signal_workers(number: int) -> None:
+            for worker in site.workers:
+                os.kill(worker.pid, number)
+
+        def all_wait() -> bool:
+            return site.said(site.plans - 1).rpartition("workers: block runs: ")[2].startswith("2 waiting")
+
         until(lambda: points_reached(log), "the first point")
         for jump in JUMPS:
+            if jump < 0:  # to catch runs that no worker has begun: they would wait for the old time
+                signal_workers(signal.SIGSTOP)
+                until(all_wait, "runs under way that all wait for a worker", 60)
             clock.jump_to(jump)
+            signal_workers(signal.SIGCONT)
             go_on_for(SECONDS_BETWEEN)
             assert plan.poll() is None
         go_on_for(600)
