@@ -91,14 +91,14 @@ def object_patches(masks: Tensor) -> Tensor:
 def named_patches(pool: Pool, indices: list[int], flipped: Tensor) -> tuple[Tensor, Tensor, list[int]]:
     """Image, patch and class index of every patch on an object of these scenes, those `flipped` mirrored."""
     image, patch, wanted = [], [], []
-    for name in ("masks", "second_masks"):
+    scenes = [pool.scenes[index] for index in indices]
+    for name, objects in (("masks", scenes), ("second_masks", [scene["second"] for scene in scenes])):
         masks = pool.masks(indices, name)
         covered = object_patches(torch.where(flipped[:, None, None], masks.flip(-1), masks))
         rows, columns = covered.nonzero(as_tuple=True)
         image.append(rows)
         patch.append(columns)
-        scenes = [pool.scenes[indices[row]] for row in rows.tolist()]
-        wanted += [CLASSES.index((scene if name == "masks" else scene["second"])["class"]) for scene in scenes]
+        wanted += [CLASSES.index(objects[row]["class"]) for row in rows.tolist()]
     return torch.cat(image), torch.cat(patch), wanted
 
 
