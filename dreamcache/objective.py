@@ -63,8 +63,15 @@ def weighted_losses(
         losses = (importance * squares.mean(dim=1)).sum(dim=(1, 2)) / importance.sum(dim=(1, 2))
     if weights.min_snr_gamma is not None:
         alphas = backbone.alphas_cumprod[timesteps]
-        snr = alphas / (1 - alphas)
-        # Hang et al., Efficient Diffusion Training via Min-SNR Weighting Strategy.
-        capped = snr.clamp(max=weights.min_snr_gamma)
-        losses = losses * capped / (snr if backbone.prediction_type == "epsilon" else snr + 1)
+        losses = losses * min_snr_weights(alphas, weights.min_snr_gamma, backbone.prediction_type)
     return losses
+
+
+def min_snr_weights(alphas_cumprod: Tensor, gamma: float, prediction_type: str) -> Tensor:
+    """How much a mean squared error counts, of the shape of `alphas_cumprod`: min(SNR, gamma) / SNR, in (0, 1].
+
+    Of a velocity's ("v_prediction") error it is min(SNR, gamma) / (SNR + 1). Hang et al., Efficient Diffusion Training
+    via Min-SNR Weighting Strategy.
+    """
+    snr = alphas_cumprod / (1 - alphas_cumprod)
+    return snr.clamp(max=gamma) / (snr if prediction_type == "epsilon" else snr + 1)

@@ -13,7 +13,7 @@ from dreamcache.backbone import load_backbone
 from dreamcache.cache import FeatureCache, collect_features
 from dreamcache.conditioning import conditioned
 from dreamcache.configs import LossWeights, TrainingConfig
-from dreamcache.objective import training_loss, weighted_losses
+from dreamcache.objective import min_snr_weights, training_loss, weighted_losses
 from dreamcache.training_data import TrainingData, collate, store_latents
 from dreamcache.validation import held_out_triplets, prepare_validation, target_mask
 from shards.triplets import TripletShards
@@ -49,6 +49,12 @@ def test_losses_of_v_prediction_and_min_snr(paths, backbone, tmp_path):
     # In v an error of the predicted latents counts SNR + 1 times, min(SNR, gamma) times as weighted.
     expected = velocity.square().mean((1, 2, 3)) * snr.clamp(max=5.0) / (snr + 1)
     torch.testing.assert_close(weighted_losses(v, velocity, timesteps, mask, LossWeights(5.0)), expected)
+
+
+def test_nearly_clean_timesteps_count_less():
+    alphas = torch.tensor([0.05, 0.5, 0.75, 0.9])  # signal-to-noise ratios of 1/19, 1, 3 and 9
+    torch.testing.assert_close(min_snr_weights(alphas, 3.0, "epsilon"), torch.tensor([1, 1, 1, 1 / 3]))
+    torch.testing.assert_close(min_snr_weights(alphas, 3.0, "v_prediction"), torch.tensor([1 / 20, 0.5, 0.75, 0.3]))
 
 
 @torch.no_grad()

@@ -252,12 +252,6 @@ def test_the_unet_has_the_block_layout_of_stable_diffusion_1_5() -> None:
     assert set(transformers) == {*encoder, *decoder, "mid_block.attentions.0"}
 
 
-def test_nearly_clean_timesteps_count_less() -> None:
-    weights = unet.timestep_weights(unet.build_scheduler())
-    assert len(weights) == 1000 and 0 < weights[0] < 0.01 and (weights[300:] == 1).all()
-    assert (weights[1:] >= weights[:-1]).all()
-
-
 def test_requests_are_fulfilled_by_their_captions_and_the_replies_alone_are_learned() -> None:
     rng, (words, extras) = np.random.default_rng(0), (taxonomy()["places"], taxonomy()["extras"])
     requests = [sample_request(rng) for _ in range(100)]

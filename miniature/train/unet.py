@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import CLIPModel, CLIPTextModel
 
+from dreamcache.objective import min_snr_weights
 from miniature.train.arithmetic import multiplies_bfloat16
 from miniature.train.latents import LatentPool
 from miniature.train.loop import fit
@@ -19,7 +20,7 @@ from miniature.train.workspace import Workspace
 
 STEPS = 4500
 BATCH = 32
-SNR_CAP = 5.0  # min-SNR weighting: nearly clean timesteps do not drown the others
+MIN_SNR_GAMMA = 5.0  # nearly clean timesteps do not drown the others
 
 
 def build(latent_channels: int, text_width: int) -> UNet2DConditionModel:
@@ -46,12 +47,6 @@ def build_scheduler() -> DDIMScheduler:
     )
 
 
-def timestep_weights(scheduler: DDIMScheduler) -> Tensor:
-    """How much the error of each timestep counts: 1, less where the signal is above SNR_CAP times the noise."""
-    signal_to_noise = scheduler.alphas_cumprod / (1 - scheduler.alphas_cumprod)
-    return (SNR_CAP / signal_to_noise).clamp(max=1.0)
-
-
 class Denoiser(nn.Module):
     """U-Net and text encoder, trained together: unlike SD 1.5's frozen one, this encoder has not read the web."""
 
@@ -70,7 +65,7 @@ def train(workspace: Workspace) -> None:
     vae = load_vae(workspace).requires_grad_(False)
     pool = LatentPool.of(workspace, vae, tokenizer)
     scheduler = build_scheduler()
-    weights = timestep_weights(scheduler)
+    weights = min_snr_weights(scheduler.alphas_cumprod, MIN_SNR_GAMMA, scheduler.config.prediction_type)
     unet = build(vae.config.latent_channels, clip.config.text_config.hidden_size)
     unet = workspace.beginning("stable-diffusion/unet", unet)
     text_encoder = workspace.beginning("stable-diffusion/text_encoder", text_encoder)
