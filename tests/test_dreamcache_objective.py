@@ -51,7 +51,7 @@ def test_losses_of_v_prediction_and_min_snr(paths, backbone, tmp_path):
     torch.testing.assert_close(weighted_losses(v, velocity, timesteps, mask, LossWeights(5.0)), expected)
 
 
-def test_nearly_clean_timesteps_count_less():
+def test_min_snr_weights_of_either_prediction():
     alphas = torch.tensor([0.05, 0.5, 0.75, 0.9])  # signal-to-noise ratios of 1/19, 1, 3 and 9
     torch.testing.assert_close(min_snr_weights(alphas, 3.0, "epsilon"), torch.tensor([1, 1, 1, 1 / 3]))
     torch.testing.assert_close(min_snr_weights(alphas, 3.0, "v_prediction"), torch.tensor([1 / 20, 0.5, 0.75, 0.3]))

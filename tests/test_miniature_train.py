@@ -12,6 +12,7 @@ import torch
 from diffusers import StableDiffusionPipeline
 from torch import nn
 
+from dreamcache.objective import min_snr_weights
 from miniature.grammar import taxonomy, vocabulary_text
 from miniature.subjects import CLASSES
 from miniature.train import clip, data, detector, dino, latents, llama, sam, unet
@@ -250,6 +251,12 @@ def test_the_unet_has_the_block_layout_of_stable_diffusion_1_5() -> None:
     decoder = [f"up_blocks.{block}.attentions.{layer}" for block in (1, 2, 3) for layer in range(3)]
     encoder = [f"down_blocks.{block}.attentions.{layer}" for block in (0, 1, 2) for layer in range(2)]
     assert set(transformers) == {*encoder, *decoder, "mid_block.attentions.0"}
+
+
+def test_nearly_clean_timesteps_count_less() -> None:
+    weights = min_snr_weights(unet.build_scheduler().alphas_cumprod, unet.MIN_SNR_GAMMA, "epsilon")
+    assert len(weights) == 1000 and 0 < weights[0] < 0.01 and (weights[300:] == 1).all()
+    assert (weights[1:] >= weights[:-1]).all()
 
 
 def test_requests_are_fulfilled_by_their_captions_and_the_replies_alone_are_learned() -> None:
