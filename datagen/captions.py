@@ -121,7 +121,7 @@ def split_reply(text: str, count: int, reply: str) -> list[str]:
         return [text]
     pieces = []
     if reply == "lines":
-        pieces = [line for line in text.splitlines() if "|" in line]
+        pieces = _lines(text)
     else:
         start = text.find("{")
         while start >= 0 and len(pieces) < count:
@@ -134,6 +134,18 @@ def split_reply(text: str, count: int, reply: str) -> list[str]:
     return pieces[:count] + [text] * (count - len(pieces))
 
 
+def _lines(text: str) -> list[str]:
+    """A reply's lines of captions: not the head of a table, which models begin with unasked, nor its bars."""
+    lines = []
+    for line in (line.strip() for line in text.splitlines()):
+        if line.startswith("|"):  # a row of a table
+            line = line.strip("| ")
+        cells = [cell.strip().lower() for cell in line.split("|")]
+        if len(cells) > 1 and cells != list(FIELDS) and any(map(str.isalpha, line)):
+            lines.append(line)
+    return lines
+
+
 def parse_reply(text: str, reply: str = "json") -> Caption:
     """The caption in a model's reply, whatever prose stands around the JSON object or the line.
 
@@ -142,7 +154,7 @@ def parse_reply(text: str, reply: str = "json") -> Caption:
     if not text.strip():
         raise ValueError("empty reply")
     if reply == "lines":
-        line = next((line for line in text.splitlines() if line.count("|") >= 2), None)
+        line = next((line for line in _lines(text) if line.count("|") >= 2), None)
         if line is None:
             raise ValueError("no line of three parts")
         values: list[object] = list(line.split("|", 2))

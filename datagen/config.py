@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import os
+from collections.abc import Mapping
 from typing import Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 Dtype = Literal["float32", "float16", "bfloat16"]
 
@@ -26,6 +28,15 @@ class StageConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
     LOCATIONS: ClassVar[tuple[str, ...]] = ()
     EXECUTION: ClassVar[tuple[str, ...]] = ("execution",)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_home(cls, values: object) -> object:
+        """Locations that begin with "~", which no library that loads models expands."""
+        if not isinstance(values, Mapping):
+            return values
+        own = {name: values[name] for name in cls.LOCATIONS if isinstance(values.get(name), str)}
+        return {**values, **{name: os.path.expanduser(location) for name, location in own.items()}}
 
     @field_validator("execution", mode="before", check_fields=False)
     @classmethod

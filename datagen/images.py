@@ -43,7 +43,7 @@ class ImagesConfig(StageConfig):
     steps: int = Field(default=25, ge=1, description="paper S1")
     guidance_scale: float = Field(default=3.5, ge=0, description="paper S1")
     negative_prompt: str = ""
-    size: int | None = Field(default=None, ge=8)
+    size: int | None = Field(default=None, ge=8, multiple_of=8)
     stored_size: int | None = Field(default=None, ge=8, description="side of the stored image; none keeps its size")
     jpeg_quality: int = Field(default=95, ge=1, le=100)
     min_brightness: float = Field(default=0.02, ge=0, le=1, description="mean below this is a black image")
@@ -145,6 +145,8 @@ class DiffusersPainter:
             pipeline = DiffusionPipeline.from_pretrained(
                 config.model, **pinned, use_safetensors=True, dtype=dtype, **replaced
             )
+        if hasattr(pipeline, "watermark"):
+            pipeline.watermark = None  # SDXL's, where a package that no recipe knows of is installed
         execution = config.execution
         if execution.channels_last:
             pipeline.unet.to(memory_format=torch.channels_last)

@@ -25,7 +25,8 @@ def model_terms(location: str) -> str | None:
     """The terms of a model by its Hub name, or by the card in its local folder; None where neither says them."""
     card = Path(location).expanduser() / "README.md"
     if card.is_file():
-        found = re.search(r"\A---\s.*?^license(?:_name)?:\s*(\S+)\s*$.*?^---\s*$", card.read_text("utf-8"), re.M | re.S)
+        text = card.read_text("utf-8", errors="replace")
+        found = re.search(r"\A---\s.*?^license(?:_name)?:\s*(\S+)\s*$.*?^---\s*$", text, re.M | re.S)
         return found[1] if found else None
     fitting = [name for name in KNOWN_TERMS if location.startswith(name)]
     return KNOWN_TERMS[max(fitting, key=len)] if fitting else None

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from datagen.config import Dtype, Execution, StageConfig
 from datagen.identity import model_identity
@@ -54,6 +54,13 @@ class MasksConfig(StageConfig):
     soft_edge: float = Field(default=1 / 256, ge=0, le=0.1, description="width of a mask's edge, share of the side")
     dtype: Dtype = Field(default="float32", description="of the mask model; a detector's coordinates stay float32")
     execution: Execution = Execution()
+
+    @field_validator("query")
+    @classmethod
+    def _has_no_other_field(cls, query: str) -> str:
+        if {"{", "}"} & set(query.replace("{noun}", "")):
+            raise ValueError("in query, {noun} alone may stand in braces")
+        return query
 
     @model_validator(mode="after")
     def _has_a_text_model(self) -> Self:

@@ -18,20 +18,32 @@ CARD = "README.md"
 DESCRIPTION = (CARD, "index.json", "statistics.json")
 
 
-def export_dataset(run: Path, folder: Path, report: Callable[[int, int], None]) -> None:
-    """Copy a run's triplet shards and what describes them into a folder that `datasets.load_dataset(folder)` reads.
+def described_paths(run: Path) -> list[Path]:
+    """The triplet shards of a run, in order, if its card describes just these.
 
-    What is there already, byte for byte, is not copied again; shards that are no part of the dataset any more, and what
-    a killed export left, are removed. Raises FileNotFoundError for a run without triplets or card, and ValueError for a
-    torn shard, a card of other shards, and a folder that holds something else.
+    Raises FileNotFoundError for a run without triplets or card, and ValueError for a card of other shards.
     """
     paths = triplet_paths(run)
     if missing := [name for name in DESCRIPTION if not (run / "triplets" / name).is_file()]:
         raise FileNotFoundError(f"{run} has no {missing[0]} beside its triplets: let its build come to its end first")
-    described = {name: (run / "triplets" / name).read_bytes() for name in DESCRIPTION}
-    listed = [(shard["name"], shard["sha256"]) for shard in json.loads(described["index.json"])["shards"]]
+    listed = [
+        (shard["name"], shard["sha256"])
+        for shard in json.loads((run / "triplets" / "index.json").read_bytes())["shards"]
+    ]
     if listed != [(path.name, checked_marker(path).shard.sha256) for path in paths]:
         raise ValueError(f"{run}: its card describes other shards than are there; let its build come to its end first")
+    return paths
+
+
+def export_dataset(run: Path, folder: Path, report: Callable[[int, int], None]) -> None:
+    """Copy a run's triplet shards and what describes them into a folder that `datasets.load_dataset(folder)` reads.
+
+    What is there already, byte for byte, is not copied again; shards that are no part of the dataset any more, and what
+    a killed export left, are removed. Raises as `described_paths`, and ValueError for a torn shard and a folder that
+    holds something else.
+    """
+    paths = described_paths(run)
+    described = {name: (run / "triplets" / name).read_bytes() for name in DESCRIPTION}
     names = {path.name for path in paths}
     folder.mkdir(parents=True, exist_ok=True)
     others = {path.name for path in folder.iterdir()} - names - set(DESCRIPTION)

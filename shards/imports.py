@@ -6,14 +6,16 @@ import hashlib
 import io
 import json
 import re
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from shards.export import DESCRIPTION
 from shards.files import KEY_PATTERN, copy_keys
-from shards.markers import MARKER_SUFFIX
-from shards.run_folder import origin
+from shards.markers import MARKER_SUFFIX, checked_marker, rejects_path
+from shards.run_folder import imported_stage, origin
 from shards.sources import SourceFile, decoded_image, source_files
 from shards.stage import ShardWriter, StageSpec, plan_shard
 from shards.triplets import IMAGE, MASK, RECORD
@@ -28,11 +30,11 @@ PARTS = {
     "pairs": r"(?P<record>[^.]+)\.(?P<part>png|jpg|jpeg|webp|json)",
     "triplets": r"(?P<record>[^.]+)\.(?P<part>jpg|mask\.png|json)",
 }
-IMPORT_VERSION = 1
+IMPORT_VERSION = 2
 MAX_CAPTION_CHARACTERS = 2000
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Entry:
     """A record of another dataset: its key here, its name there, its files by part, and why it cannot be taken."""
 
@@ -48,14 +50,25 @@ class Entry:
         return self.files[part].read()
 
 
+def exported_shards(source: Path) -> list[Path]:
+    """The shards in a folder that `export_dataset` wrote, in order; none where it holds anything else."""
+    names = {path.name for path in source.iterdir()} if source.is_dir() else set()
+    shards = {name for name in names if re.fullmatch(r"\d{5}\.tar", name)}
+    return [source / name for name in sorted(shards)] if names - shards == set(DESCRIPTION) else []
+
+
 def list_entries(sources: Sequence[Path], layout: Layout) -> list[Entry]:
-    """The records of folders and tars, in the order of the sources and names; raises as `source_files`.
+    """The records of folders and tars, in the order of the sources and names; raises as `source_files`, and
+    ValueError for a source that is given twice.
 
     A key is made from the name in lower case, "/" and spaces as "-" and "_". A file that is no part of a record is an
     entry with a fault, as is a name that gives no key or another's; hidden files are passed over.
     """
-    entries, taken = [], set()
-    for source in sources:
+    entries, taken, seen = [], set(), set()
+    for number, source in enumerate(sources):
+        if source.resolve() in seen:
+            raise ValueError(f"{source} was given twice")
+        seen.add(source.resolve())
         found: dict[str, dict[str, SourceFile]] = {}
         for name, file in source_files(source).items():
             if any(part.startswith(".") for part in name.split("/")):
@@ -72,9 +85,7 @@ def list_entries(sources: Sequence[Path], layout: Layout) -> list[Entry]:
             elif key in taken:
                 fault = "key of an earlier record"
             if fault is not None:
-                key = f"refused-{hashlib.sha256(f'{source.name}/{name}'.encode(errors='replace')).hexdigest()[:24]}"
-            if key in taken:
-                raise ValueError(f"{source} was given twice")
+                key = f"refused-{hashlib.sha256(f'{number}/{name}'.encode(errors='replace')).hexdigest()[:24]}"
             taken.add(key)
             entries.append(Entry(key, name, files, fault))
     return entries
@@ -85,16 +96,21 @@ def import_shards(
 ) -> list[Path]:
     """Bring another dataset into a run folder of its own; returns the shards, those that are up to date left as are.
 
-    "authors" and "triplets" become triplets. "pairs" become images, two a pair, for the stages that cut out subjects.
-    What cannot be taken is rejected under a reason. Raises ValueError for hostile sources and a folder whose dataset
-    was built or merged.
+    "authors" and "triplets", files or an exported folder, become triplets. "pairs" become images, two a pair, for the
+    stages that cut out subjects. What cannot be taken is rejected under a reason. Raises ValueError for hostile
+    sources, one that is given twice, and those of which nothing can be taken; and for a folder whose dataset was built,
+    merged, or imported as images where these are triplets, or the other way.
     """
     if (how := origin(run)) not in (None, "imported"):
         raise ValueError(f"{run} holds a dataset that was {how} there: import into a folder of its own")
+    stage = "images" if layout == "pairs" else "triplets"
+    if (earlier := imported_stage(run)) not in (None, stage):
+        raise ValueError(f"{run} holds {earlier} that were imported in another layout: import into a folder of its own")
+    if layout == "triplets":
+        sources = [shard for source in sources for shard in exported_shards(source) or [source]]
     entries = list_entries(sources, layout)
     if not entries:
         raise ValueError(f"{', '.join(map(str, sources))}: there is nothing of the layout {layout}")
-    stage = "images" if layout == "pairs" else "triplets"
     take = {"authors": _take_authors, "pairs": _take_pair, "triplets": _take_triplet}[layout]
     size = 2 if layout == "pairs" else 1
     step = max(1, records_a_shard // size)
@@ -112,6 +128,14 @@ def import_shards(
         paths.append(plan.path)
         report(start + len(batch), len(entries))
     leave_out_shards(run, stage, len(paths))
+    markers = [checked_marker(path) for path in paths]
+    if not any(marker.records_out for marker in markers):
+        rejected = sum((Counter(marker.rejected) for marker in markers), Counter())
+        leave_out_shards(run, stage, 0)
+        reasons = ", ".join(f"{reason} {count}" for reason, count in rejected.most_common())
+        raise ValueError(
+            f"nothing could be taken by the layout {layout}: {reasons}; {rejects_path(paths[0])} names each"
+        )
     return paths
 
 
@@ -143,7 +167,7 @@ def _take_or_reject(
 def _take_authors(entry: Entry) -> list[tuple[dict[str, Any], dict[str, bytes]]]:
     target, mask, area = _target_and_mask(entry.read("generation.png"), entry.read("mask.png"))
     try:
-        caption = _checked_caption(entry.read("caption.txt").decode())
+        caption = _checked_caption(entry.read("caption.txt").decode("utf-8-sig"))
     except UnicodeDecodeError:
         raise ValueError("caption is not UTF-8") from None
     folder = entry.name.rpartition("/")[0].rpartition("/")[2]
@@ -200,6 +224,8 @@ def _target_and_mask(target_file: bytes, mask_file: bytes) -> tuple[bytes, bytes
     target, mask = decoded_image(target_file), decoded_image(mask_file).convert("L")
     if mask.size != target.size:
         raise ValueError("mask of another size than the image")
+    if mask.getextrema() == (0, 1):  # not black and white, but false and true
+        mask = mask.point(lambda value: 255 * value)
     histogram = mask.histogram()
     area = sum(histogram[128:]) / sum(histogram)
     if area in (0.0, 1.0):

@@ -7,10 +7,11 @@ import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from shards.export import described_paths
 from shards.files import KEY_PATTERN, json_line, read_tar_records
 from shards.imports import leave_out_shards
 from shards.markers import checked_marker
-from shards.run_folder import origin
+from shards.run_folder import is_built, origin
 from shards.stage import StageSpec, plan_shard
 from shards.triplets import IMAGE, MASK, RECORD, triplet_paths
 
@@ -22,14 +23,19 @@ def merge_runs(runs: Sequence[Path], out: Path, report: Callable[[int, int], Non
 
     A key gets its run's number in front, "1-00000-00017". A triplet whose record says just what an earlier one's does
     is the same triplet, made again by the same recipe: it is rejected. Up-to-date shards stay as they are. Raises
-    FileNotFoundError for a run without triplets, ValueError for a torn shard, a key without room for the number, and a
-    folder whose dataset was built or imported.
+    FileNotFoundError for a run without triplets, ValueError for a run whose build is not finished, a torn shard, a key
+    without room for the number, and a folder that holds the runs, or a dataset that was built or imported.
     """
     if (how := origin(out)) not in (None, "merged"):
         raise ValueError(f"{out} holds a dataset that was {how} there: merge into another folder")
-    if out.resolve() in [run.resolve() for run in runs]:
-        raise ValueError(f"{out} is one of the runs to merge: merge into another folder")
-    places = [(number, path) for number, run in enumerate(runs) for path in triplet_paths(run)]
+    for run in runs:
+        if run.resolve().is_relative_to(out.resolve()):
+            raise ValueError(f"{out} is, or holds, one of the runs to merge: merge into another folder")
+    places = [
+        (number, path)
+        for number, run in enumerate(runs)
+        for path in (described_paths(run) if is_built(run) else triplet_paths(run))
+    ]
     seen: dict[bytes, str] = {}
     chain, merged = "start", []
     for index, (number, path) in enumerate(places):

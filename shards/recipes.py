@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Collection, Mapping
 from typing import Any
 
@@ -34,4 +35,6 @@ def _flat(recipe: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 def _short(field: str, value: Any) -> str:
     if value is None:
         return "none"
-    return str(value)[:12] if field.startswith(("inputs.", "models.")) else json.dumps(value)
+    if field.startswith(("inputs.", "models.")):  # checksums, mostly
+        return re.sub(r"(?<=sha256:)(\w{5})\w+|\b([0-9a-f]{12})[0-9a-f]{28,}\b", r"\1\2", str(value))
+    return json.dumps(value)

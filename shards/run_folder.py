@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from shards.markers import MARKER_SUFFIX, parsed_marker
 
@@ -18,12 +19,29 @@ def origin(run: Path) -> Literal["built", "imported", "merged", "written"] | Non
     """How the dataset in a run folder came there, by its markers; None where there is none."""
     if is_built(run):
         return "built"
-    # Of pairs, images are imported and the triplets made here.
-    for path in (*(run / "images").glob(f"*{MARKER_SUFFIX}"), *(run / "triplets").glob(f"*{MARKER_SUFFIX}")):
-        if (marker := parsed_marker(path.read_bytes())) is not None:
-            settings = marker.recipe["settings"]
-            return "imported" if "layout" in settings else "merged" if "run" in settings else "written"
+    for _, settings in _first_settings(run):
+        return "imported" if "layout" in settings else "merged" if "run" in settings else "written"
     return None
+
+
+def require_buildable(run: Path) -> None:
+    """ValueError where the dataset in a run folder was imported or merged: a build there would take its place."""
+    if (how := origin(run)) in ("imported", "merged"):
+        advice = "train-adapters and evaluate-adapters go on from it, a build needs a folder of its own"
+        raise ValueError(f"{run} holds a dataset that was {how} there: {advice}")
+
+
+def imported_stage(run: Path) -> str | None:
+    """The stage whose shards an import brought into a run folder: images, of pairs, or triplets; None without one."""
+    return next((stage for stage, settings in _first_settings(run) if "layout" in settings), None)
+
+
+def _first_settings(run: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The settings in a marker of each stage that a dataset may begin with: of pairs, triplets are made of images."""
+    for stage in ("images", "triplets"):
+        markers = (parsed_marker(path.read_bytes()) for path in (run / stage).glob(f"*{MARKER_SUFFIX}"))
+        if (marker := next((marker for marker in markers if marker is not None), None)) is not None:
+            yield stage, marker.recipe["settings"]
 
 
 def as_url(place: str | Path) -> str | None:

@@ -18,7 +18,7 @@ MAX_BYTES = 64 * 2**20
 MAX_PIXELS = 64 * 10**6
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class SourceFile:
     """A file of a source: where its bytes lie, how many they are, and a stamp that changes when they may have."""
 

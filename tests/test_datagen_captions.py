@@ -135,6 +135,9 @@ def test_a_chat_template_gets_the_instruction_and_no_day_of_the_calendar() -> No
         ("dog | dog | A dog | on a beach", Caption("dog", "dog", "A dog | on a beach")),
         ("Here you are:\n 2. Dog | dog | a dog on a beach\n", Caption("dog", "dog", "a dog on a beach")),
         ("- dog|animal|a dog", Caption("dog", "animal", "a dog")),
+        ("SUBJECT | CLASS | CAPTION\ndog | dog | a dog", Caption("dog", "dog", "a dog")),
+        ("| Subject | Class | Caption |\n|---|---|---|\n| dog | dog | a dog |", Caption("dog", "dog", "a dog")),
+        ("SUBJECT | CLASS | CAPTION\n", "no line of three parts"),
         ("dog: a dog on a beach", "no line of three parts"),
         ("dog | | a dog", "empty class"),
         ("", "empty reply"),
@@ -156,6 +159,8 @@ def test_a_reply_of_several_captions_is_cut_at_each() -> None:
     assert split_reply(f"[{', '.join(objects)}]", 3, "json") == objects
     assert split_reply(objects[0] + objects[1][:-4], 3, "json")[:2] == [objects[0], objects[1][:-4]]
     assert split_reply("a | b | c\n\nwell\nd | e | f", 2, "lines") == ["a | b | c", "d | e | f"]
+    headed = "SUBJECT | CLASS | CAPTION\n|---|:-:|---|\na | b | c\n| d | e | f |\n"
+    assert split_reply(headed, 2, "lines") == ["a | b | c", "d | e | f"]
     assert split_reply(" nothing", 1, "json") == [" nothing"]
 
 

@@ -93,6 +93,20 @@ def test_no_negative_prompt_is_not_an_empty_one(tmp_path: Path) -> None:
     assert positive.shape[0] == 2 and positive.abs().min() > 0 and not negative.any()
 
 
+def test_images_do_not_depend_on_a_package_that_marks_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Marks:
+        def apply_watermark(self, images: torch.Tensor) -> torch.Tensor:
+            return torch.zeros_like(images)
+
+    config = config_of(save_tiny_sdxl(tmp_path))
+    plain = DiffusersPainter(config).paint(["a dog"], [1])
+    module = "diffusers.pipelines.stable_diffusion_xl.pipeline_stable_diffusion_xl"
+    monkeypatch.setattr(f"{module}.is_invisible_watermark_available", lambda: True)
+    monkeypatch.setattr(f"{module}.StableDiffusionXLWatermarker", Marks, raising=False)
+    assert StableDiffusionXLPipeline.from_pretrained(tmp_path).watermark is not None
+    assert np.array_equal(DiffusersPainter(config).paint(["a dog"], [1]), plain)
+
+
 def test_negative_prompt_and_size_reach_the_model() -> None:
     model = tiny_models() / "stable-diffusion"
     plain, without_cats = (
