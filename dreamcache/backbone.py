@@ -111,6 +111,11 @@ class Backbone:
             mask = tokens.attention_mask.to(self.device)
         return self.text_encoder(tokens.input_ids.to(self.device), attention_mask=mask)[0]
 
+    def require_timestep(self, timestep: int) -> None:
+        """ValueError for a timestep to cache references at that the noise schedule does not have."""
+        if not 0 <= timestep < self.timesteps:
+            raise ValueError(f"the cache's timestep is {timestep}; the backbone has 0 to {self.timesteps - 1}")
+
     def add_noise(self, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
         """The forward process: latents (B, C, h, w) with as much noise as timesteps (B,) ask for."""
         signal, share = self._signal_and_noise(timesteps)

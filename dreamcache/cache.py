@@ -146,16 +146,15 @@ def cache_reference(
         reference = torch.stack([to_tensor(reference_image(image, size=backbone.image_size)) for image in images])
     if reference.ndim != 4 or reference.shape[1] != 3 or not len(reference):
         raise ValueError(f"reference tensors have the shape (R, 3, H, W), not {tuple(reference.shape)}")
-    if not 0 <= timestep < backbone.timesteps:
-        raise ValueError(f"the cache's timestep is {timestep}; the backbone has 0 to {backbone.timesteps - 1}")
+    backbone.require_timestep(timestep)
     prompts = [prompt] if isinstance(prompt, str) else list(prompt)
     if len(prompts) not in (1, len(reference)):
         raise ValueError(f"{len(reference)} references need one prompt or as many, not {len(prompts)}")
     latents = backbone.encode_images(reference)
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(int(seed))
     noise = torch.randn(latents.shape[1:], generator=generator).to(latents).expand_as(latents)
     features = reference_features(backbone, latents, noise, layers, backbone.encode_prompts(prompts), timestep)
-    settings = {"timestep": timestep, "seed": seed, "prompt": prompt, "image_size": reference.shape[-1]}
+    settings = {"timestep": timestep, "seed": int(seed), "prompt": prompt, "image_size": reference.shape[-1]}
     return FeatureCache(features, backbone.identity, settings)
 
 
@@ -183,9 +182,12 @@ def collect_features(
 ) -> dict[str, Tensor]:
     """The inputs (B, C, H, W) of spatial transformers, before their GroupNorm and `proj_in`, in the order of layers.
 
-    The U-Net must be plain, not conditioned. The pass ends with the last of the layers.
+    The pass ends with the last of the layers. ValueError if the U-Net is conditioned.
     """
+    from dreamcache.conditioning import require_plain
+
     unet = unwrap(unet)
+    require_plain(unet)
     features: dict[str, Tensor] = {}
     layers = layer_names(unet, layers)
     modules = {layer: find_layer(unet, layer) for layer in layers}

@@ -36,13 +36,15 @@ def save_state(path: Path, state: Mapping[str, Any]) -> None:
 
 
 def load_state(path: Path) -> dict[str, Any] | None:
-    """The state that `save_state` wrote, on the CPU, or None if there is none; ValueError if it cannot be read."""
+    """The state that `save_state` wrote, on the CPU, or None if there is none; ValueError if it is torn."""
     if not path.exists():
         return None
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
         if not isinstance(state, dict) or "step" not in state:
             raise ValueError("no training state")
+    except (OSError, MemoryError):  # the system's, not the file's
+        raise
     except Exception as error:  # on torn bytes torch.load raises whatever comes up
         raise ValueError(f"{path} cannot be read ({error}): remove it to train from the start") from error
     return state

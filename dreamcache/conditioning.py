@@ -101,13 +101,12 @@ def conditioned(
         yield
         return
     unet = unwrap(unet)
+    require_plain(unet)
     _check_cache(adapters, cache)
     substitutions: list[tuple[nn.Module, str, nn.Module]] = []
     for layer in adapters.layers:
         adapter, source = adapters[layer], cached_layer(adapters.config, layer)
         transformer = find_layer(unet, layer)
-        if any(isinstance(module, StandIn) for module in transformer.modules()):
-            raise ValueError("the U-Net is conditioned already: leave the outer `conditioned` first")
         if source not in cache.features:
             raise ValueError(f"the feature cache lacks the layer {source}: cache the adapters' layers")
         if (shape := layer_shape(unet, layer, source)) != adapter.shape:
@@ -133,6 +132,12 @@ def conditioned(
     finally:
         for (parent, name, _), module in zip(substitutions, originals, strict=True):
             setattr(parent, name, module)
+
+
+def require_plain(unet: UNet) -> None:
+    """ValueError where the U-Net attends to a feature cache."""
+    if any(isinstance(module, StandIn) for module in unwrap(unet).modules()):
+        raise ValueError("the U-Net is conditioned already: leave the outer `conditioned` first")
 
 
 def _check_cache(adapters: AdapterSet, cache: FeatureCache) -> None:

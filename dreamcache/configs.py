@@ -2,7 +2,7 @@
 
 from typing import Any, Literal, NamedTuple
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 
 class AdapterConfig(BaseModel):
@@ -22,6 +22,13 @@ class AdapterConfig(BaseModel):
     single_resolution: bool = Field(default=False, description="all layers read the mid block's features alone")
     cache_timestep: int = Field(default=1, ge=0, description="the timestep at which references are cached")
     cache_prompt: str = Field(default="", description="the text of that pass; {subject} stands for the subject's noun")
+
+    @field_validator("cache_prompt")
+    @classmethod
+    def _has_no_other_field(cls, prompt: str) -> str:
+        if "{" in prompt.replace("{subject}", ""):
+            raise ValueError("in cache_prompt, {subject} alone may stand in braces")
+        return prompt
 
 
 class SamplingConfig(BaseModel):
@@ -117,4 +124,11 @@ class TrainingConfig(BaseModel):
             raise ValueError(f"accumulation {self.accumulation} does not divide batch_size {self.batch_size}")
         if self.reference_variants and not self.store_latents:
             raise ValueError("reference_variants need stored latents: set store_latents, or reference_variants=0")
+        return self
+
+    @model_validator(mode="after")
+    def _can_start_so(self) -> "TrainingConfig":
+        plain = self.adapters.integration == "spatial_concat" and not self.adapters.single_resolution
+        if self.start == "self-attention" and not plain:
+            raise ValueError("start self-attention is for spatial_concat at several resolutions: set start=random")
         return self

@@ -77,7 +77,7 @@ class DreamCachePipeline:
         subject: str = "",
         num_inference_steps: int = 50,
         guidance_scale: float = 7.5,
-        image_guidance_scale: float = 0.4,
+        image_guidance_scale: float | None = None,
         guidance: Literal["combined", "joint"] = "combined",
         negative_prompt: str | None = None,
         eta: float = 0.0,
@@ -91,7 +91,7 @@ class DreamCachePipeline:
 
         `reference` is what `cache` takes, with `subject`, or returns, or a cache of one subject a prompt (see
         `FeatureCache.stack`). Image i is seeded by seed + i; the rest is as in SamplingConfig and `sample_images`.
-        ValueError for a cache of any other number of subjects.
+        ValueError for a cache of any other number of subjects, and for an image scale where guidance is joint.
         """
         from diffusers import ImagePipelineOutput
 
@@ -103,10 +103,13 @@ class DreamCachePipeline:
             held = f"the cache holds {cache.references} subjects for {len(prompts)} prompts"
             raise ValueError(f"{held}: give one, or one for each")
         rows = [row for row in range(len(prompts)) for _ in range(num_images_per_prompt)]
+        scale = {} if image_guidance_scale is None else {"image_guidance_scale": image_guidance_scale}
         config = SamplingConfig(
-            guidance=guidance, guidance_scale=guidance_scale, image_guidance_scale=image_guidance_scale,
-            steps=num_inference_steps, eta=eta, negative_prompt=negative_prompt,
+            guidance=guidance, guidance_scale=guidance_scale, **scale, steps=num_inference_steps, eta=eta,
+            negative_prompt=negative_prompt,
         )  # fmt: skip
+        if scale:
+            config.require_image_scale("image_guidance_scale")
         images = sample_images(
             self.backbone,
             self.adapters,
@@ -129,6 +132,8 @@ class DreamCachePipeline:
         folder = Path(folder)
         self.adapters.save_pretrained(folder)
         name = backbone or self.backbone.location
+        if backbone is None and (place := Path(name).expanduser()).exists():
+            name = str(place.resolve())  # for whoever loads it from another working directory
         for file, text in (
             ("pipeline.json", json.dumps({"backbone": name}, indent=2) + "\n"),
             ("README.md", model_card(self.adapters, name)),
@@ -162,6 +167,7 @@ def model_card(adapters: AdapterSet, backbone: str) -> str:
     """The model card of adapters for a backbone of that name, in Markdown with the Hub's metadata before it."""
     config = adapters.config
     count = sum(parameter.numel() for parameter in adapters.parameters())
+    noun = ', subject="teapot"' if "{subject}" in config.cache_prompt else ""
     base = [f"base_model: {backbone}", "base_model_relation: adapter"] if is_hub_name(backbone) else []
     return "\n".join([
         "---", *base, "library_name: dreamcache-pipeline", "pipeline_tag: text-to-image",
@@ -180,7 +186,8 @@ def model_card(adapters: AdapterSet, backbone: str) -> str:
         "```python",
         "from dreamcache import DreamCachePipeline",
         f'pipeline = DreamCachePipeline.from_pretrained("{backbone}", adapters="THIS FOLDER OR REPOSITORY")',
-        'image = pipeline("a teapot on a beach", reference=cutout).images[0]  # an RGBA cut-out or an image on white',
+        f'image = pipeline("a teapot on a beach", reference=cutout{noun}).images[0]  '
+        "# an RGBA cut-out or an image on white",
         "```", "",
         "The backbone's licence and its limits hold for these images too. Do not make images of people who have not "
         "agreed to it.", "",

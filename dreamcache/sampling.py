@@ -10,7 +10,7 @@ from torch import Tensor
 
 from dreamcache.adapters import AdapterSet
 from dreamcache.cache import FeatureCache
-from dreamcache.conditioning import conditioned
+from dreamcache.conditioning import conditioned, require_plain
 from dreamcache.configs import SamplingConfig
 from dreamcache.guidance import guidance_branches, guided_prediction
 
@@ -106,7 +106,10 @@ def sample_latents(
 ) -> Tensor:
     """One batch of `sample_images` before decoding: scaled latents (B, C, h, w) in the backbone's dtype."""
     scheduler = scheduler or ddim_scheduler(backbone)
+    if config.steps >= backbone.timesteps:
+        raise ValueError(f"{config.steps} steps are too many for a backbone of {backbone.timesteps} timesteps")
     scheduler.set_timesteps(config.steps, device=backbone.device)
+    require_plain(backbone.unet)
     personalized = adapters is not None and cache is not None
     branches = guidance_branches(config, personalized)
     null_text = backbone.encode_prompts([config.negative_prompt or ""]).expand(len(prompts), -1, -1)
@@ -115,7 +118,7 @@ def sample_latents(
     by_row = torch.tensor([s if branch.reference else 0.0 for branch in branches for s in strengths])
 
     # Seeded on the CPU, so that a seed means the same image on every device.
-    generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+    generators = [torch.Generator().manual_seed(int(seed)) for seed in seeds]
     noise = torch.stack([torch.randn(backbone.latent_shape, generator=generator) for generator in generators])
     latents = noise.to(backbone.device, backbone.dtype) * scheduler.init_noise_sigma
     accepted = inspect.signature(scheduler.step).parameters

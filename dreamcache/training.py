@@ -29,8 +29,9 @@ if TYPE_CHECKING:
 
 __all__ = ["TrainingConfig", "train_adapters"]
 
-# Settings that a training may be resumed with other values of: they change no step that was taken.
-_CHANGEABLE = {"steps", "validation_every", "validation_triplets", "checkpoint_every", "samples_every"}
+# Settings that a training may be resumed with other values of: they change no step that was taken, and of later ones,
+# as the number of processes, the rounding at most.
+_CHANGEABLE = {"steps", "accumulation", "validation_every", "validation_triplets", "checkpoint_every", "samples_every"}
 # Reading a loss off a GPU waits for it, so losses are read several steps at a time.
 _LOG_EVERY = 10
 # References that a start from the self-attention looks at, and how many at a time.
@@ -79,6 +80,7 @@ def train_adapters(
                     _write_adapters(backbone, config, state, folder)
                 wait_for_all()
                 return folder / "adapters"
+        _fresh_adapters(backbone, config)  # what is wrong with their settings is told before all is encoded
         stored = store_latents(backbone, shards, config, report) if config.store_latents else None
         data = TrainingData(shards, config, backbone, stored)
         _Training(backbone, data, config, folder, identity, state, report, started).run(workers)
@@ -254,6 +256,7 @@ class _Training:
 
 
 def _fresh_adapters(backbone: "Backbone", config: TrainingConfig) -> AdapterSet:
+    backbone.require_timestep(config.adapters.cache_timestep)
     settings = {"backbone_identity": backbone.identity, "seed": config.seed, **config.adapters.model_dump()}
     return AdapterSet.for_unet(backbone.unet, **settings)
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from PIL import Image
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 from torch.utils.data import Dataset
@@ -129,11 +129,11 @@ def store_latents(
     """
     files = _latent_files(backbone, shards, config)
     execution = {"batch_size": BATCH}
-    missing = [shard for shard in range(process_rank(), len(files), process_count()) if not files[shard].exists()]
+    missing = [shard for shard in range(process_rank(), len(files), process_count()) if not _is_whole(files[shard])]
     # Each training in an order of its own: of several at once each encodes what the others have not come to.
     random.SystemRandom().shuffle(missing)
     for shard in missing:
-        if files[shard].exists():
+        if _is_whole(files[shard]):
             continue
         try:
             files[shard].parent.mkdir(exist_ok=True)
@@ -150,6 +150,15 @@ def store_latents(
         replace_file(files[shard], save({name: torch.cat(tensors).contiguous() for name, tensors in parts.items()}))
     wait_for_all()
     return files
+
+
+def _is_whole(file: Path) -> bool:
+    """Whether a file of stored latents is there and as long as its header says."""
+    try:
+        with safe_open(file, framework="pt"):
+            return True
+    except (FileNotFoundError, SafetensorError):
+        return False
 
 
 def _latent_files(backbone: "Backbone", shards: TripletShards, config: TrainingConfig) -> list[Path]:

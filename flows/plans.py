@@ -23,9 +23,10 @@ from flows.evaluation_plans import (
     scored_step,
     shard_changes,
 )
-from flows.profiles import DrawnBenchmark, Profile, miniature_checkpoints, with_dataset_of
+from flows.profiles import DrawnBenchmark, Profile, load_profile, with_dataset_of
 from flows.steps import Step, recipe
 from shards.markers import Marker, checked_marker, read_marker
+from shards.run_folder import require_buildable
 from shards.statistics import stage_accounts
 from shards.store import bring, store_of, url_of
 from shards.transfer import bring_step, is_sent
@@ -57,7 +58,8 @@ def training_step(profile: Profile, run: Path) -> Step:
         return waiting(f"the dataset ({outdated[0]} is older than what it was made from)")
     inputs = {name: marker.shard.sha256 for name, marker in markers.items()}
     made_from = recipe(TRAINING_VERSION, settings, models, inputs)
-    return Step("training", run / "training", made_from, extendable=frozenset({"steps"}))
+    free = frozenset({"accumulation", "checkpoint_every"})
+    return Step("training", run / "training", made_from, extendable=frozenset({"steps"}), free=free)
 
 
 def bring_for_training(profile: Profile, run: Path) -> None:
@@ -105,17 +107,22 @@ def _markers(run: Path, stage: str, paths: Sequence[Path]) -> Iterator[tuple[str
 
 def _model_terms(profile: Profile) -> dict[str, str]:
     """Model identity -> terms of use, of the models that make a profile's dataset."""
+    shipped = {identity for identity, _ in _identified(load_profile("miniature"))}
     terms = {}
+    for identity, location in _identified(profile):
+        text = "Apache-2.0, trained by this project" if identity in shipped else model_terms(location)
+        if text is not None:
+            terms[identity] = text
+    return terms
+
+
+def _identified(profile: Profile) -> Iterator[tuple[str, str]]:
+    """The identity and the location of each model that makes a profile's dataset and is there."""
     for config in (profile.dataset.captions, profile.dataset.images, profile.dataset.masks):
         for role, location in config.locations().items():
-            if role == "taxonomy":
-                continue
-            ours = Path(location).is_relative_to(miniature_checkpoints())
-            text = "Apache-2.0, trained by this project" if ours else model_terms(location)
             with contextlib.suppress(OSError):  # an import of pairs needs but some of the models
-                if text is not None:
-                    terms[model_identity(location, role)] = text
-    return terms
+                if role != "taxonomy":
+                    yield model_identity(location, role), location
 
 
 def evaluation_step(profile: Profile, run: Path, name: str) -> Step:
@@ -148,12 +155,13 @@ def pending(command: str, profile: Profile, run: Path) -> list[str]:
     """What a command would do in a run folder and why, one line a thing; empty if all is up to date.
 
     `command` is "run", "build-dataset", "train-adapters" or "evaluate-adapters". Raises FileNotFoundError for a model
-    that is not there, and what `check_models` does.
+    that is not there, ValueError where a build would replace an import or a merge, and what `check_models` does.
     """
     if command in ("run", "evaluate-adapters"):
         check_models(profile)
     lines: list[str] = []
     if command in ("run", "build-dataset"):
+        require_buildable(run)
         lines += explained(Dataset(profile.dataset, run).remaining())
     undescribed = [] if lines or command not in ("run", "build-dataset") else description_step(run, profile).changes()
     if command in ("run", "train-adapters"):

@@ -24,7 +24,8 @@ class Step:
 
     As with a shard, the marker `done.json` is written last and is the only truth about what is done; `begun.json` says
     what an unfinished folder was begun with, so that only work of the same recipe is resumed. `missing` names the
-    inputs that are not finished; `extendable` the settings of which a larger value goes on with the same work.
+    inputs that are not finished; `extendable` the settings of which a larger value goes on with the same work, `free`
+    those of which any other value does.
     """
 
     name: str
@@ -32,6 +33,7 @@ class Step:
     recipe: dict[str, Any]
     missing: tuple[str, ...] = ()
     extendable: frozenset[str] = frozenset()
+    free: frozenset[str] = frozenset()
 
     @property
     def digest(self) -> str:
@@ -75,6 +77,8 @@ class Step:
         for name in self.extendable & before.keys() & after.keys():
             if before.pop(name) > after.pop(name):
                 return False
+        for name in self.free & before.keys():
+            before[name] = after.get(name)
         return {**begun, "settings": before} == {**self.recipe, "settings": after}
 
     def reopen(self) -> None:

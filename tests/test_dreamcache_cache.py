@@ -65,6 +65,18 @@ def test_subjects_of_different_numbers_of_references_share_a_batch(backbone, ada
     torch.testing.assert_close(together, torch.cat(alone), rtol=1e-3, atol=1e-3)
 
 
+def test_nothing_plain_is_made_of_a_conditioned_unet(backbone, adapters):
+    cache = cache_reference(backbone, cutout("red"))
+    with conditioned(backbone.unet, adapters, cache):
+        for make in (
+            lambda: cache_reference(backbone, cutout("blue")),
+            lambda: sample_images(backbone, None, None, ["a cat"], CONFIG),
+            lambda: conditioned(backbone.unet, adapters, cache).__enter__(),
+        ):
+            with pytest.raises(ValueError, match="leave the outer `conditioned` first"):
+                make()
+
+
 def test_text_and_timestep_of_the_cache_are_used_and_recorded(backbone):
     plain = cache_reference(backbone, cutout("red"), layers=[MID])
     late = cache_reference(backbone, cutout("red"), layers=[MID], timestep=300)

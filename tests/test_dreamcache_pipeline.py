@@ -4,6 +4,7 @@ import json
 import shutil
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from diffusers import DPMSolverMultistepScheduler
@@ -86,10 +87,41 @@ def test_a_call_s_settings_are_those_of_sample_images(saved):
     assert pipeline("a cat", cache, num_inference_steps=2, guidance="joint").images == joint
 
 
-def test_adapters_that_read_the_noun_are_given_it(folder):
+def test_an_image_scale_is_not_passed_over(saved):
+    pipeline, _ = saved
+    with pytest.raises(ValueError, match="joint guidance has one scale"):
+        pipeline("a cat", cutout("red"), num_inference_steps=2, guidance="joint", image_guidance_scale=1.0)
+
+
+def test_more_steps_than_timesteps_are_too_many(saved):
+    pipeline, _ = saved
+    with pytest.raises(ValueError, match="1000 steps are too many for a backbone of 1000 timesteps"):
+        pipeline("a cat", cutout("red"), num_inference_steps=1000)
+
+
+def test_seeds_of_numpy_are_seeds(saved):
+    backbone, adapters = saved[0].backbone, saved[0].adapters
+    cache = cache_reference(backbone, cutout("red"), seed=np.int64(3))
+    config = SamplingConfig(steps=1)
+    images = sample_images(backbone, adapters, cache, ["a cat"] * 2, config, seeds=np.arange(2))
+    assert images == sample_images(backbone, adapters, cache, ["a cat"] * 2, config, seeds=[0, 1])
+
+
+def test_a_backbone_that_was_named_from_here_is_found_from_elsewhere(folder, adapters, tmp_path, monkeypatch):
+    monkeypatch.chdir(folder.parent)
+    DreamCachePipeline(load_backbone(folder.name), adapters).save_pretrained(tmp_path / "saved")
+    monkeypatch.chdir(tmp_path)
+    assert DreamCachePipeline.from_pretrained("saved").backbone.identity == adapters.backbone_identity
+
+
+def test_adapters_that_read_the_noun_are_given_it(folder, tmp_path):
     backbone = load_backbone(folder)
+    with pytest.raises(ValueError, match="{subject} alone may stand in braces"):
+        AdapterSet.for_unet(backbone.unet, cache_prompt="a photo of a {noun}")
     adapters = moved_adapters(backbone.unet, cache_prompt="a photo of a {subject}")
     pipeline = DreamCachePipeline(backbone, adapters)
+    pipeline.save_pretrained(tmp_path)
+    assert 'reference=cutout, subject="teapot").images' in (tmp_path / "README.md").read_text()
     with pytest.raises(ValueError, match="these adapters read the subject's noun"):
         pipeline("a cat on a beach", cutout("red"), num_inference_steps=2)
     cache = pipeline.cache(cutout("red"), subject="cat")

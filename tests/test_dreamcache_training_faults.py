@@ -65,6 +65,61 @@ def test_out_of_memory_names_the_batch_that_fits(backbone, paths, tmp_path, monk
             train_adapters(backbone, paths, config, tmp_path / str(fits))
 
 
+def test_a_training_goes_on_in_the_parts_that_fit(backbone, paths, tmp_path):
+    for steps, accumulation in ((2, 1), (4, 2)):
+        config = CONFIG.model_copy(update={"steps": steps, "accumulation": accumulation})
+        train_adapters(backbone, paths, config, tmp_path / "resumed")
+    train_adapters(backbone, paths, CONFIG, tmp_path / "whole")
+    whole, resumed = (
+        AdapterSet.from_pretrained(tmp_path / name / "adapters").tensors() for name in ("whole", "resumed")
+    )
+    for name, tensor in whole.items():
+        torch.testing.assert_close(resumed[name], tensor, rtol=1e-3, atol=1e-5)
+
+
+def test_latents_that_were_torn_are_stored_again(backbone, tmp_path):
+    shards = TripletShards(write_tiny_triplets(tmp_path))
+    files = store_latents(backbone, shards, CONFIG)
+    whole = [file.read_bytes() for file in files]
+    files[0].write_bytes(whole[0][: len(whole[0]) // 2])
+    files[1].write_bytes(b"")
+    assert store_latents(backbone, shards, CONFIG) == files
+    assert [file.read_bytes() for file in files] == whole
+
+
+@pytest.mark.parametrize(
+    ("adapters", "said"),
+    [({"cache_timestep": 5000}, "the cache's timestep is 5000"), ({"layers": ("midd",)}, "no spatial transformer")],
+)
+def test_adapters_that_cannot_be_are_told_before_anything_is_encoded(backbone, tmp_path, adapters, said):
+    config = TrainingConfig.model_validate(CONFIG.model_dump() | {"adapters": adapters, "held_out": 0})
+    paths = write_tiny_triplets(tmp_path / "run")
+    with pytest.raises(ValueError, match=said):
+        train_adapters(backbone, paths, config, tmp_path / "training")
+    assert not (tmp_path / "run" / "triplets" / "latents").exists()
+
+
+def test_a_start_from_the_self_attention_is_for_adapters_beside_it():
+    for other in ({"integration": "spatial_sum"}, {"single_resolution": True}):
+        with pytest.raises(ValueError, match="set start=random"):
+            TrainingConfig.model_validate({"start": "self-attention", "adapters": other})
+
+
+def test_a_state_that_could_not_be_read_is_not_called_torn(tmp_path, monkeypatch):
+    file = tmp_path / "training.pt"
+    file.write_bytes(b"torn")
+    with pytest.raises(ValueError, match="remove it to train from the start"):
+        load_state(file)
+    for error in (OSError(5, "Input/output error"), MemoryError()):
+
+        def fail(*arguments, error=error, **more):
+            raise error
+
+        monkeypatch.setattr(torch, "load", fail)
+        with pytest.raises(type(error)):
+            load_state(file)
+
+
 def test_what_is_encoded_or_validated_in_too_large_batches_is_done_in_smaller_ones(backbone, paths, tmp_path):
     shards = TripletShards(paths)
     triplets = [shards.read(0, index) for index in range(7)]

@@ -92,5 +92,9 @@ def test_a_card_is_written_again_for_other_rejects_and_names_the_models_terms(tm
     content["rejects"]["sha256"] = "0" * 64
     marker_path(shard).write_text(json.dumps(content))
     assert description_step(tmp_path).digest != before.digest and before.recipe["models"] == {}
-    terms = description_step(tmp_path, load_profile("miniature")).recipe["models"]
+    profile = load_profile("miniature")
+    terms = description_step(tmp_path, profile).recipe["models"]
     assert len(terms) == 4 and set(terms.values()) == {"Apache-2.0, trained by this project"}
+    (tmp_path / "elsewhere").symlink_to(profile.dataset.images.model)  # as another checkout's are
+    other = load_profile("miniature", {"images.model": str(tmp_path / "elsewhere")})
+    assert description_step(tmp_path, other).recipe["models"] == terms

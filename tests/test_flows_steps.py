@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 def step(folder: Path, **settings: object) -> Step:
     recipe = {"version": 1, "settings": {"steps": 4, "seed": 0, **settings}, "models": {"m": "x" * 64}, "inputs": {}}
-    return Step("training", folder / "training", recipe, extendable=frozenset({"steps"}))
+    return Step("training", folder / "training", recipe, extendable=frozenset({"steps"}), free=frozenset({"parts"}))
 
 
 def finished(folder: Path) -> Step:
@@ -79,6 +79,12 @@ def test_longer_work_goes_on_with_what_is_there(tmp_path: Path, steps: int, kept
     assert (later.begin() is None) == kept
     assert (later.folder / "weights").exists() == kept
     assert later.changes() == ["training: not finished"]
+
+
+def test_a_setting_that_changes_no_result_goes_on_with_what_is_there(tmp_path: Path) -> None:
+    step(tmp_path, parts=4).begin()
+    assert step(tmp_path, parts=2, steps=8).begin() is None
+    assert step(tmp_path, parts=8, seed=1).begin() is not None
 
 
 def test_a_torn_marker_is_no_marker(tmp_path: Path) -> None:
