@@ -22,7 +22,7 @@ from flows.lock import locked
 from flows.plans import dataset_accounts
 from flows.profiles import load_profile, record_configuration
 from flows.workers import AFTER, BEFORE, DEDUP, built_on_workers
-from shards.run_folder import run_folder
+from shards.run_folder import require_buildable, run_folder
 from shards.store import bring, place_of
 from shards.transfer import send
 from shards.triplets import TripletShards
@@ -47,6 +47,7 @@ def build_dataset(
     """
     chosen, folder = load_profile(profile, settings or {}), run_folder(run)
     with locked(folder):
+        require_buildable(folder)
         record_configuration(folder, chosen, builds=True)
         send(folder, "config.json")
         build(chosen.dataset, folder, Workers.of(chosen, folder, chosen.workers.deployment), first_only)

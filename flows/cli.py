@@ -31,7 +31,7 @@ from flows.messages import quiet_models
 from flows.picture_commands import PICTURE_COMMANDS
 from flows.profiles import Profile, changed_settings
 from flows.run_commands import RUN_COMMANDS
-from shards.run_folder import as_url, local_folder, needs_a_folder, run_folder
+from shards.run_folder import as_url, local_folder, needs_a_folder, require_buildable, run_folder
 from shards.store import place_of
 
 app = typer.Typer(
@@ -128,6 +128,7 @@ def estimate(
         from datagen import estimate as reckoning
         from datagen.dataset import Dataset
 
+        require_buildable(folder)
         dataset = Dataset(chosen.dataset, folder)
         if not dataset.finished():
             with json_apart(as_json):

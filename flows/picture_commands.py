@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from flows.command import SetOption, configuration
+from flows.command import SetOption, configuration, place
 from flows.profiles import Profile, changed_settings, load_profile
 from flows.progress import Progress
 
@@ -36,7 +36,10 @@ OfProfileOption = Annotated[
     str | None, typer.Option("--profile", "-p", help="whose models to use", show_default="RUN's, or miniature")
 ]
 OfRunOption = Annotated[
-    Path | None, typer.Option("--run", "-r", help="a run folder, whose trained adapters and settings to use")
+    Path | None,
+    typer.Option(
+        "--run", "-r", parser=place, metavar="PATH", help="a run folder, whose trained adapters and settings to use"
+    ),
 ]
 
 

@@ -20,6 +20,7 @@ from flows.command import (
     configuration,
     fail,
     json_apart,
+    place,
     print_json,
     run_flow,
 )
@@ -60,6 +61,10 @@ def evaluate(
     """
     if sum((images is not None, adapters is not None, calibrate, rows is not None)) != 1:
         fail("evaluate needs one of --images FOLDER, --adapters PLACE, --calibrate and --rows FOLDER", 2)
+    if name is not None and (calibrate or rows is not None):
+        fail("--name is what the scores of --images or --adapters are called: leave it out", 2)
+    if dataset is not None and rows is not None:
+        fail("--rows sums up stored scores, and needs no --dataset: leave it out", 2)
     given = list(settings or [])
     given += [setting_text("benchmark", str(dataset))] if dataset else []
     chosen, folder, changed = configuration(profile, run, given, of_run=False)
@@ -220,8 +225,13 @@ def fetch_dreambooth(
 
 def settings(
     words: Annotated[list[str] | None, typer.Argument(help="only those whose name or meaning has all of them")] = None,
-    run: Annotated[Path | None, typer.Option("--run", "-r", help="as the latest start of this run had them")] = None,
-    profile: ProfileOption = "miniature",
+    run: Annotated[
+        Path | None,
+        typer.Option("--run", "-r", parser=place, metavar="PATH", help="as the latest start of this run had them"),
+    ] = None,
+    profile: Annotated[
+        str | None, typer.Option("--profile", "-p", help="miniature or full", show_default="RUN's, or miniature")
+    ] = None,
     changes: SetOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -232,23 +242,25 @@ def settings(
     from flows.forms import described_settings
     from flows.profiles import recorded_profile
 
-    chosen, _, _ = configuration(profile, None, changes, of_run=False)
+    chosen, _, _ = configuration(profile or "miniature", None, changes, of_run=False)
     if run is not None:
         if changes:
             fail("--run shows settings as they were, --set would change them: give one of the two", 2)
         if (recorded := recorded_profile(run)) is None:
             fail(f"{run} records no settings: it has no config.json", 2)
+        if profile not in (None, recorded.name):
+            fail(f"{run} is a run of the profile {recorded.name}: leave out --profile", 2)
         chosen = recorded
     found = {
         name: {"value": value, "meaning": meaning}
         for name, (value, meaning) in described_settings(chosen).items()
         if all(word.lower() in f"{name} {meaning}".lower() for word in words or ())
     }
+    if not found:
+        fail(f"no setting has {' and '.join(words or ())} in its name or meaning", 2)
     if as_json:
         print_json(found)
         return
-    if not found:
-        fail(f"no setting has {' and '.join(words or ())} in its name or meaning", 2)
     for name, one in found.items():
         print(f"{name}={json.dumps(one['value'], ensure_ascii=False)}")
         if one["meaning"]:

@@ -50,11 +50,18 @@ def with_settings(model: Model, settings: Mapping[str, Any]) -> Model:
             place = place.get(part) if isinstance(place, dict) else None
         if not isinstance(place, dict) or last not in place:
             raise ValueError(f"there is no setting {name}{_nearest(name, names)}")
-        place[last] = value
+        place[last] = _laid_over(place[last], value)
     try:
         return type(model).model_validate(data)
     except ValidationError as error:
         raise ValueError(one_line(error)) from None
+
+
+def _laid_over(before: Any, value: Any) -> Any:
+    """A new value; of a group of settings, those that it does not name stay."""
+    if not (isinstance(before, dict) and isinstance(value, Mapping)):
+        return value
+    return {**before, **{name: _laid_over(before.get(name), one) for name, one in value.items()}}
 
 
 def setting_names(model: BaseModel, prefix: str = "") -> Iterable[str]:

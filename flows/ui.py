@@ -21,7 +21,7 @@ START_SECONDS = 600  # what ends is noticed at once, so only a busy machine take
 
 
 def ui(
-    port: Annotated[int, typer.Option(help="the port of the UI and its API")] = 4200,
+    port: Annotated[int, typer.Option(min=1, max=65535, help="the port of the UI and its API")] = 4200,
     folder: Annotated[
         Path, typer.Option(help="where the server's database is; RUN/prefect has what a run's commands did")
     ] = Path(".prefect"),

@@ -9,6 +9,7 @@ import pytest
 from in_process import run_command
 from tiny_triplets import write_tiny_triplets
 
+from flows.cli import app
 from flows.lock import locked
 from flows.profiles import check_profile, load_profile, record_configuration
 from flows.settings import parse_settings
@@ -40,6 +41,39 @@ def test_words_pick_settings_by_name_or_meaning(capsys: pytest.CaptureFixture[st
     assert (code, out) == (2, "") and "give one of the two" in err
     code, _, err = run_command(capsys, ["settings", "--run", str(tmp_path / "none")])
     assert code == 2 and "records no settings" in err
+    code, out, err = run_command(capsys, ["settings", "--run", str(tmp_path), "--profile", "full"])
+    assert (code, out) == (2, "") and "is a run of the profile miniature: leave out --profile" in err
+    code, out, err = run_command(capsys, ["settings", "whirl", "--json"])
+    assert (code, out) == (2, "") and "no setting has whirl" in err
+
+
+def test_a_group_changes_what_it_names_alone() -> None:
+    one = load_profile("miniature", parse_settings(['training={"steps": 7, "adapters": {"cache_timestep": 9}}']))
+    assert one == load_profile("miniature", {"training.steps": 7, "training.adapters.cache_timestep": 9})
+    with pytest.raises(ValueError, match="training.stepz: extra inputs are not permitted"):
+        load_profile("miniature", {"training": {"stepz": 7}})
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["run", "--run", ""], "--run"),
+        (["merge", "a", "--run", " "], "--run"),
+        (["personalize", "a.png", "a cat", "--run", ""], "--run"),
+        (["ui", "--port", "99999"], "less than or equal to 65535"),
+        (["evaluate", "--rows", "a", "--name", "b"], "leave it out"),
+        (["evaluate", "--calibrate", "--name", "b"], "leave it out"),
+        (["evaluate", "--rows", "a", "--dataset", "b"], "leave it out"),
+    ],
+)
+def test_an_option_that_means_nothing_is_refused(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: list[str], said: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as end:
+        app(words)
+    assert end.value.code == 2 and said in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_folder_whose_name_is_a_number_is_a_folder(
