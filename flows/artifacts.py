@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Any, Self
 
+import httpx
 from PIL.Image import Image
 from prefect.artifacts import (
     create_image_artifact,
@@ -42,12 +43,22 @@ class Progress:
         self.name, self.total, self.unit = name, max(total, 1), unit
         self._first: tuple[int, float] | None = None
         self._done = 0
+        self._artifact: Any = None
 
     def __enter__(self) -> Self:
         self._begun = self._last = time.monotonic()
-        text = f"{self.name}: 0 of {self.total} {self.unit}"
-        self._artifact = create_progress_artifact(progress=0.0, description=text)
+        self._show(0.0, f"{self.name}: 0 of {self.total} {self.unit}")
         return self
+
+    def _show(self, progress: float, text: str) -> None:
+        """Create or update the artifact; a server that does not answer stops no work, and hides no error of it."""
+        try:
+            if self._artifact is None:
+                self._artifact = create_progress_artifact(progress=progress, description=text)
+            else:
+                update_progress_artifact(self._artifact, progress=progress, description=text)
+        except httpx.HTTPError as error:
+            log.warning("progress is not shown: %s", error)
 
     def at(self, done: int, note: str = "") -> None:
         """Say how much is done; rate and time left count from the first call, since resumed work was done before."""
@@ -61,7 +72,7 @@ class Progress:
         text = f"{self.name}: {done} of {self.total} {self.unit}{rate_and_time_left(done, self.total, self._first)}"
         text += f", {note}" if note else ""
         log.info(text)
-        update_progress_artifact(self._artifact, progress=100.0 * done / self.total, description=text)  # type: ignore[arg-type]
+        self._show(100.0 * done / self.total, text)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -71,7 +82,7 @@ class Progress:
             text, progress = f"{self.name}: {self.total} {self.unit} in {took}", 100.0
         else:  # a stale estimate of the time left would stand there for ever
             text, progress = f"{self.name}: broken off after {took}", 100.0 * self._done / self.total
-        update_progress_artifact(self._artifact, progress=progress, description=text)  # type: ignore[arg-type]
+        self._show(progress, text)
 
 
 def artifact_key(name: str) -> str:

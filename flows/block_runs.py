@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import httpx
 from prefect.states import Failed, State
 
 from flows.lock import locked
@@ -39,4 +40,5 @@ def block_run(run: str, lock: str, make: Callable[[Path], None]) -> State[Any] |
 
 def retry_may_help(error: Exception) -> bool:
     """Whether an error comes from the machine (memory, disk, network, a dead server) and not from what was asked."""
-    return isinstance(error, (OSError, RuntimeError)) and not isinstance(error, FileNotFoundError)
+    passing = (OSError, RuntimeError, MemoryError, httpx.HTTPError)
+    return isinstance(error, passing) and not isinstance(error, FileNotFoundError)

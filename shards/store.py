@@ -86,6 +86,7 @@ class Store:
             match, changed = KEY.fullmatch(key), self.listed[key].changed
             if match and (state := self._named(self.mirror / match["file"])) and match["sha256"] == state.sha256:
                 if not self.objects.copy(key, match["file"]):
+                    self.listed[match["file"]] = self.listed.pop(key)
                     continue  # whoever put it there is alive, and has just finished
                 self.listed[match["file"]] = self.listed[key]
             elif changed is None or time.time() - changed < LEFTOVER_SECONDS:
@@ -103,6 +104,13 @@ class Store:
         key = self.key(path)
         found = [other for other in self.listed if other.startswith(f"{key}{TEMPORARY}{state.sha256}-")]
         return found + ([key] if key in self.listed and self.listed[key].size == state.bytes else [])
+
+    def places(self, path: Path, state: FileState) -> list[str]:
+        """Where to look for a file's bytes: in `sources`, and in its own object whatever the listing says.
+
+        A listing from the midst of a publication knows temporary objects alone, which are gone soon after.
+        """
+        return list(dict.fromkeys([*self.sources(path, state), self.key(path)]))
 
     def publish(
         self, shard: Path, written: Mapping[Path, Path], marker: Marker, keep: Callable[[Marker], None]
@@ -166,7 +174,7 @@ class Store:
         marker = read_marker(path)
         if marker is None:
             raise FileNotFoundError(f"{name} is not finished: run build-dataset for its run first")
-        if marker.shard.matches(path) or self.fetch(self.sources(path, marker.shard), path, marker.shard):
+        if marker.shard.matches(path) or self.fetch(self.places(path, marker.shard), path, marker.shard):
             return marker
         if parsed_marker(self.objects.read(self.key(place)) or b"") != marker:
             raise RuntimeError(f"{name} was replaced meanwhile: start again to go on with the new one")

@@ -105,7 +105,7 @@ def copy_here(run: Path, report: Callable[[int, int], None]) -> None:
             marker = parsed_marker(_bytes_of(marker_path(path)))
             keys = [] if marker is None else store.sources(path, state_of(path, marker))
             if keys or match["file"] in store.listed:
-                wanted[path] = keys or [match["file"]]
+                wanted[path] = list(dict.fromkeys([*keys, match["file"]]))
     for done, (path, keys) in enumerate(wanted.items(), start=1):
         if keys[0] != store.key(path) or not store.is_same(path):
             store.fetch(keys, path)
@@ -154,8 +154,8 @@ def pull(run: Path, folder: Path, report: Callable[[int, int], None]) -> None:
             marker_path(folder / shard).unlink(missing_ok=True)
         for path in (shard, rejects_path(shard)):
             state = state_of(path, marker)
-            sources, place = store.sources(run / path, state), folder / path
-            if not state.matches(place) and not store.fetch(sources, place, state):
+            place = folder / path
+            if not state.matches(place) and not store.fetch(store.places(run / path, state), place, state):
                 raise ValueError(f"{store.url}/{path} is damaged: run dreamcache verify {store.url} --repair")
         put_in_place(marker_path(folder / shard), content)
         report(done := done + 1, total)
