@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
@@ -143,8 +144,17 @@ def scored_step(evaluation: Evaluation, name: str, inputs: Mapping[str, Any] = M
             return Step(name, evaluation.folder, recipe(EVALUATION_VERSION, {}, {}, {}), (plan.name,))
     for plan in evaluation.score_plans():
         embedded[f"{plan.spec.name}/{plan.index:05d}"] = checked_marker(plan.path).shard.sha256
+    embedded["benchmark"] = hashlib.sha256(json.dumps(_table(evaluation)).encode()).hexdigest()
     settings = evaluation.config.model_dump(mode="json")
     return Step(name, evaluation.folder, recipe(EVALUATION_VERSION, settings, evaluation.models, embedded))
+
+
+def _table(evaluation: Evaluation) -> list[Any]:
+    """What rows and their summary say by the benchmark alone, and no shard of images or embeddings holds."""
+    subjects = [
+        [one.name, one.class_word, one.live, one.reference.name, one.palette_group] for one in evaluation.subjects
+    ]
+    return [evaluation.benchmark.name, evaluation.benchmark.digests, subjects]
 
 
 def shard_changes(evaluation: Evaluation, name: str) -> list[str]:

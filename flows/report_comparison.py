@@ -48,13 +48,13 @@ def comparison(profile: Profile, run: Path) -> dict[str, Any] | None:
 def _beside_the_paper(
     profile: Profile, summary: Mapping[str, Any], variants: Mapping[tuple[str, str], Mapping[str, Any]]
 ) -> dict[str, Any]:
-    overall = next(iter(variants.values()))["dino"]
     backbone = "the miniature" if profile.name == "miniature" else profile.backbone
-    protocol = f"{summary['benchmark']}, {summary['protocol']}, {overall['groups']} subjects, {overall['count']} images"
     ours = [
         {
             "method": f"This run: {name[0].lower()}{name[1:]}", "backbone": backbone,
-            "references": "" if name == ROLES["no-adapters"][0] else "1", "protocol": protocol, "ours": True,
+            "references": "" if name == ROLES["no-adapters"][0] else "1", "ours": True,
+            "protocol": f"{summary['benchmark']}, {summary['protocol']}, {estimates['dino']['groups']} subjects, "
+            f"{estimates['dino']['count']} images",
             "cells": [f"{estimates[metric]['mean']:.3f}" for metric in METRICS],
         }
         for (name, _), estimates in variants.items()
@@ -88,7 +88,8 @@ def _by_subject(rows: Sequence[Row], real: Mapping[str, Any]) -> dict[str, Any]:
         if "adapters" not in its:
             continue
         mean = estimate([row["dino"] for row in its["adapters"]], [row["case"] for row in its["adapters"]])
-        plain = [row["dino"] for row in its.get("no-adapters", ())]
+        cases = {row["case"] for row in its["adapters"]}  # an image of one colour has no score
+        plain = [row["dino"] for row in its.get("no-adapters", ()) if row["case"] in cases]
         line: dict[str, Any] = {"subject": subject, "mean": mean.mean, "images": mean.count}
         low, high = (mean.low, mean.high) if mean.low == mean.low else (mean.mean, mean.mean)
         lines.append(line | {"low": low, "high": high, "plain": sum(plain) / len(plain) if plain else None})

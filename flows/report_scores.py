@@ -139,8 +139,11 @@ def _given(
         given, without = _summary(run, folder.name), incomparable(own[0], rows[0])
         if lost := [METRIC_NAMES[metric] for metric in METRICS if metric in without and metric in rows[0]]:
             left_out.append(f"{', '.join(lost)} of {name} (other masks or models)")
-        said = notes(given)
-        labels = {"given": name, "adapters": name, "wrong-reference": f"{name}, wrong reference"}
+        said, called = notes(given), name
+        if {row["case"] for row in rows} != {row["case"] for row in own}:
+            mine = [row for row in rows if row["variant"] == rows[0]["variant"]]
+            called += f" ({len({row['subject'] for row in mine})} subjects, {len(mine)} images)"
+        labels = {"given": called, "adapters": called, "wrong-reference": f"{called}, wrong reference"}
         for variant, kinds in given["variants"].items():
             if variant in labels:
                 shown = {
@@ -153,7 +156,10 @@ def _given(
             left_out.append(f"the difference from {name} (other seeds)")  # rows of given images name none
             continue
         first = "given" if "given" in given["variants"] else "adapters"
-        differences.append((f"adapters - {name}", _difference(own, "adapters", rows, first)))
+        if any(row["variant"] == "adapters" for row in own):
+            if not (found := _difference(own, "adapters", rows, first)):
+                left_out.append(f"the difference from {name} (other cases)")
+            differences.append((f"adapters - {name}", found))
     return lines, differences, left_out
 
 
@@ -161,7 +167,8 @@ def _masking(summary: Mapping[str, Any]) -> str:
     if "masking" not in summary:
         return ""
     settings = summary["masking"]["settings"]
-    overall = [kinds["overall"] for kinds in summary["variants"].values()]
+    # A copied reference's mask is one for all cases, and found once.
+    overall = [kinds["overall"] for variant, kinds in summary["variants"].items() if variant != "copy-paste"]
     found, everything = (
         sum(kinds.get(metric, {"count": 0})["count"] for kinds in overall) for metric in ("mdino", "dino")
     )

@@ -107,6 +107,23 @@ def test_two_methods_on_equal_terms(work: Workplace) -> None:
     assert code == 1 and "not the rows of an evaluation" in said
 
 
+def test_scores_are_of_the_benchmarks_table_as_it_is(work: Workplace) -> None:
+    """Another reference touches no shard of embeddings: those of all real images are there already."""
+    table, rows = work.folder / "benchmark" / "subjects.json", work.run / "evaluation-of-elite" / "rows.jsonl"
+    assert work.say("evaluate", "--images", str(work.folder / "elite"))[0] == 0
+    stood, before = table.read_text(), rows.read_text()
+    changed = json.loads(stood)
+    first = changed["subjects"][0]
+    first["reference"] = {"01.png": "02.png"}[first["reference"]]
+    try:
+        table.write_text(json.dumps(changed))
+        _, said = work.say("evaluate", "--images", str(work.folder / "elite"))
+        assert "evaluation-of-elite.inputs.benchmark: " in said and rows.read_text() != before
+    finally:
+        table.write_text(stood)
+    assert work.say("evaluate", "--images", str(work.folder / "elite"))[0] == 0 and rows.read_text() == before
+
+
 def test_calibration_by_pair_and_by_subject(work: Workplace) -> None:
     code, said = work.say("evaluate", "--calibrate")
     assert code == 0 and "no published value belongs to these models: this is their own bound" in said, said

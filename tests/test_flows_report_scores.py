@@ -149,6 +149,34 @@ def test_images_of_another_seed_are_no_pairs_and_are_named(run: Path) -> None:
     assert "the difference from later (other seeds)" in found["left_out"]
 
 
+def test_scores_of_other_cases_say_of_how_many(run: Path) -> None:
+    write(run, "evaluation-of-few", [row for row in make_rows("given", 0.25) if row["subject"] in ("s0", "s1")])
+    strange = {"prompt": "a cup in a dream", "case": "s0-9-0", "prompt_index": 9}
+    write(run, "evaluation-of-strange", [row | strange for row in make_rows("given", 0.25)[:1]])
+    found = report_scores.scores(PROFILE, run)
+    assert found is not None
+    labels = [row["label"] for row in found["tables"][0]["rows"]]
+    assert {"few (2 subjects, 4 images)", "strange (1 subjects, 1 images)", "elite"} <= set(labels)
+    assert "the difference from strange (other cases)" in found["left_out"]
+    assert "adapters - few" in [row["label"] for row in found["tables"][0]["differences"]]
+
+
+def test_images_without_a_score_are_counted_where_they_lack(run: Path) -> None:
+    rows = list(read_json_lines(run / "evaluation" / "rows.jsonl"))
+    copied = [row | {"variant": "copy-paste"} for row in rows if row["variant"] == "adapters"]
+    rows = [row | {"dino": row["dino"] + 0.1 * row["prompt_index"]} for row in rows]
+    kept = [row for row in rows if (row["variant"], row["case"]) != ("adapters", "s3-1-0")]  # it was black
+    shutil.rmtree(run / "evaluation")
+    write(run, "evaluation", [*kept, *copied])
+    found, scores = report_comparison.comparison(PROFILE, run), report_scores.scores(PROFILE, run)
+    assert found is not None and scores is not None
+    counts = {row["method"]: row["protocol"].rpartition(", ")[2] for row in found["paper"]["rows"] if row["ours"]}
+    assert counts["This run: adapters just trained"] == "7 images" and counts["This run: no adapters"] == "8 images"
+    line = next(line for line in found["subjects"]["lines"] if line["subject"] == "s3")
+    assert line["gain"] == pytest.approx(0.1) and line["plain"] == pytest.approx(0.5)
+    assert "in 12 of 15 images" in scores["text"]  # none of the copies, nor of the live subject's
+
+
 def test_a_note_says_no_more_than_its_interval() -> None:
     def said(*changes: tuple[float, float | None, float | None], subjects: int = 6, palettes: int | None = None) -> str:
         kinds = {"overall": {"dino": {"mean": 0.5}}}
