@@ -1,6 +1,7 @@
 """The pool of drawn scenes: who is in it, what is drawn again, how batches are taken and their pictures degraded."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -27,6 +28,15 @@ def test_rendering_draws_only_missing_chunks(pool: Pool) -> None:
     before = {file: file.stat().st_mtime_ns for file in pool.folder.iterdir()}
     render_pool(pool.folder, scenes=2 * GROUP, workers=1)
     assert before == {file: file.stat().st_mtime_ns for file in pool.folder.iterdir()}
+
+
+def test_a_pool_that_lost_an_array_is_drawn_anew(tmp_path: Path) -> None:
+    render_pool(tmp_path, 1, workers=1)
+    whole = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    (tmp_path / "masks.npy").unlink()
+    (tmp_path / "images.npy").write_bytes(whole["images.npy"][:200])
+    render_pool(tmp_path, 1, workers=1)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == whole
 
 
 def test_half_of_a_crowded_batch_surely_shows_two_objects(pool: Pool) -> None:

@@ -96,7 +96,9 @@ def _render_chunk(folder: Path, scenes: int, first: int) -> int:
 def render_pool(folder: Path, scenes: int, workers: int) -> None:
     """Draws the pool's missing chunks; a chunk counts once its descriptions are written."""
     folder.mkdir(parents=True, exist_ok=True)
-    if not (folder / "images.npy").exists():
+    if not all((folder / f"{name}.npy").exists() for name in ARRAYS):
+        for described in folder.glob("*.jsonl"):  # what they describe is not whole
+            described.unlink()
         _open(folder, scenes, "w+")
     missing = [first for first in range(0, scenes, CHUNK) if not (folder / f"{first:07d}.jsonl").exists()]
     with ProcessPoolExecutor(workers) as executor:

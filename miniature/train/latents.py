@@ -22,7 +22,7 @@ SUBJECT_WEIGHT = 4.0  # of an error on a subject, beside 1 on the background, wh
 
 @dataclass(frozen=True)
 class LatentBatch:
-    """A batch: latents (B, C, 16, 16) float32, tokens (B, 77), and how much each latent's error counts (B, 16, 16)."""
+    """A batch: latents (B, C, 16, 16) float32, tokens (B, L), and how much each latent's error counts (B, 16, 16)."""
 
     latents: Tensor
     tokens: Tensor
@@ -31,9 +31,9 @@ class LatentBatch:
 
 @dataclass(frozen=True)
 class LatentPool:
-    """Every scene and its mirror image: scaled latents (2, N, C, 16, 16), importance (2, N, 16, 16), tokens (N, 77).
+    """Every scene and its mirror image: scaled latents (2, N, C, 16, 16), importance (2, N, 16, 16), tokens (N, L).
 
-    `no_caption` (77,) are the tokens of an empty caption. All of it lies on one device, latents in float16.
+    `no_caption` (L,) are the tokens of an empty caption. All of it lies on one device, latents in float16.
     """
 
     latents: Tensor

@@ -144,7 +144,11 @@ def fit(
 @torch.no_grad()
 def update_average(average: nn.Module, module: nn.Module, decay: float) -> None:
     """Moves each tensor of `average` towards that of `module` by 1 - `decay`; integer buffers are copied."""
+    seen = set()
     for old, new in zip(average.state_dict().values(), module.state_dict().values(), strict=True):
+        if old.data_ptr() in seen:
+            continue  # tied to one before, and moved with it
+        seen.add(old.data_ptr())
         if old.is_floating_point():
             old.lerp_(new, 1.0 - decay)
         else:

@@ -49,6 +49,7 @@ class Workspace:
             return
         final = self.checkpoints / name
         temporary, before = (final.with_name(f".{final.name}.{state}") for state in ("new", "old"))
+        restore(before)
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
         write(temporary)
@@ -57,3 +58,14 @@ class Workspace:
         os.replace(temporary, final)
         shutil.rmtree(before, ignore_errors=True)
         print(f"{name}: written to {final}", flush=True)
+
+
+def restore(before: Path) -> None:
+    """Gives `.NAME.old`, which a kill left behind, its name back, or removes it where NAME is there."""
+    if not before.is_dir():
+        return
+    final = before.with_name(before.name.removeprefix(".").removesuffix(".old"))
+    if final.exists():
+        shutil.rmtree(before)
+    else:
+        os.replace(before, final)
