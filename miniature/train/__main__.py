@@ -39,9 +39,9 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path(".miniature"), help="pool and states (default: %(default)s)")
     parser.add_argument("--checkpoints", type=Path, default=CHECKPOINTS, help="finished checkpoints go here")
     arguments = parser.parse_args()
-    for option, names in {"batch": {"unet", "all"}, "compile": {"unet", "dino", "all"}}.items():
-        if getattr(arguments, option) and arguments.name not in names:
-            parser.error(f"--{option} is for {', '.join(sorted(names))}, not for {arguments.name}")
+    for option, users in {"batch": ("unet", "all"), "compile": ("unet", "dino", "all")}.items():
+        if getattr(arguments, option) and arguments.name not in users:
+            parser.error(f"--{option} is for {', '.join(users)}, not for {arguments.name}")
     keep_freed_memory()
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
