@@ -23,6 +23,11 @@ class AdapterConfig(BaseModel):
     cache_timestep: int = Field(default=1, ge=0, description="the timestep at which references are cached")
     cache_prompt: str = Field(default="", description="the text of that pass; {subject} stands for the subject's noun")
 
+    @property
+    def reads_beside_self_attention(self) -> bool:
+        """Whether the attention to the cache is beside a self-attention that reads the same layer, and can start so."""
+        return self.integration == "spatial_concat" and not self.single_resolution
+
     @field_validator("cache_prompt")
     @classmethod
     def _has_no_other_field(cls, prompt: str) -> str:
@@ -128,7 +133,6 @@ class TrainingConfig(BaseModel):
 
     @model_validator(mode="after")
     def _can_start_so(self) -> "TrainingConfig":
-        plain = self.adapters.integration == "spatial_concat" and not self.adapters.single_resolution
-        if self.start == "self-attention" and not plain:
+        if self.start == "self-attention" and not self.adapters.reads_beside_self_attention:
             raise ValueError("start self-attention is for spatial_concat at several resolutions: set start=random")
         return self

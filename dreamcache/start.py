@@ -28,7 +28,7 @@ def start_from_self_attention(unet: UNet, adapters: AdapterSet, caches: Iterable
     where the attention to the cache is not beside a self-attention that reads the same layer.
     """
     unet = unwrap(unet)
-    if adapters.config.integration != "spatial_concat" or adapters.config.single_resolution:
+    if not adapters.config.reads_beside_self_attention:
         raise ValueError("only spatial_concat adapters at several resolutions can start from the self-attention")
     moments: dict[str, Tensor] = {}
     for cache in caches:

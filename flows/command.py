@@ -22,17 +22,19 @@ from shards.store import place_of, url_of
 ProfileOption = Annotated[str, typer.Option("--profile", "-p", help="miniature (CPU, ships here) or full (GPU)")]
 
 
-def place(text: str) -> Path:
+def _place(text: str) -> Path:
     """A path as it was typed; an empty one, as of a shell's unset variable, is refused: it would be the folder here."""
     if not text.strip():
         raise typer.BadParameter("it is empty: name a folder")
     return Path(text)
 
 
-RunOption = Annotated[
-    Path | None,
-    typer.Option("--run", "-r", parser=place, metavar="PATH", help="the run folder", show_default="runs/PROFILE"),
-]
+def run_option(help: str, **more: Any) -> Any:
+    """The option --run, -r of any command."""
+    return typer.Option("--run", "-r", parser=_place, metavar="PATH", help=help, **more)
+
+
+RunOption = Annotated[Path | None, run_option("the run folder", show_default="runs/PROFILE")]
 SetOption = Annotated[
     list[str] | None, typer.Option("--set", "-s", help="change a setting: images.guidance_scale=5.0 (repeatable)")
 ]

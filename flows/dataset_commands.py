@@ -8,11 +8,11 @@ from typing import Annotated, Literal
 
 import typer
 
-from flows.command import JsonOption, configuration, existing_run, fail, json_apart, place, print_json
+from flows.command import JsonOption, configuration, existing_run, fail, json_apart, print_json, run_option
 from flows.progress import Progress
 from shards.run_folder import as_url
 
-RunOption = Annotated[Path, typer.Option("--run", "-r", parser=place, metavar="PATH", help="the run folder to write")]
+RunOption = Annotated[Path, run_option("the run folder to write")]
 Sources = Annotated[list[Path], typer.Argument(help="folders or uncompressed tars")]
 
 

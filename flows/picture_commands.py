@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from flows.command import SetOption, configuration, place
+from flows.command import SetOption, configuration, run_option
 from flows.profiles import Profile, changed_settings, load_profile
 from flows.progress import Progress
 
@@ -35,12 +35,7 @@ AdaptersOption = Annotated[
 OfProfileOption = Annotated[
     str | None, typer.Option("--profile", "-p", help="whose models to use", show_default="RUN's, or miniature")
 ]
-OfRunOption = Annotated[
-    Path | None,
-    typer.Option(
-        "--run", "-r", parser=place, metavar="PATH", help="a run folder, whose trained adapters and settings to use"
-    ),
-]
+OfRunOption = Annotated[Path | None, run_option("a run folder, whose trained adapters and settings to use")]
 
 
 def personalize(

@@ -20,9 +20,9 @@ from flows.command import (
     configuration,
     fail,
     json_apart,
-    place,
     print_json,
     run_flow,
+    run_option,
 )
 from flows.profiles import Profile
 from flows.settings import setting_text
@@ -225,10 +225,7 @@ def fetch_dreambooth(
 
 def settings(
     words: Annotated[list[str] | None, typer.Argument(help="only those whose name or meaning has all of them")] = None,
-    run: Annotated[
-        Path | None,
-        typer.Option("--run", "-r", parser=place, metavar="PATH", help="as the latest start of this run had them"),
-    ] = None,
+    run: Annotated[Path | None, run_option("as the latest start of this run had them")] = None,
     profile: Annotated[
         str | None, typer.Option("--profile", "-p", help="miniature or full", show_default="RUN's, or miniature")
     ] = None,

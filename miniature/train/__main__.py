@@ -48,7 +48,7 @@ def main() -> None:
     pool_folder = arguments.work / f"pool-{arguments.scenes}-of-{MEMBERS}x{VIEWS}"
     device = join_processes()
     if process_rank() == 0:
-        for before in arguments.checkpoints.rglob(".*.old"):
+        for before in list(arguments.checkpoints.rglob(".*.old")):  # renamed on the way
             restore(before)
         render_pool(pool_folder, arguments.scenes, workers=os.cpu_count() or 1)
         write_taxonomy(arguments.checkpoints)
